@@ -1,0 +1,351 @@
+"""`Distiller`: a tf_keras model that trains a student from a teacher."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfdistill import bridge
+from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.errors import DataError, ModelError, SettingError
+from tfdistill.labels import LabelLoss, accuracy_metric, per_example_label_loss
+from tfdistill.losses import DistillationLoss, Shapes
+from tfdistill.outputs import (
+    ModelView,
+    is_functional,
+    predicted_classes,
+    probe_inputs,
+    refuse_probabilities,
+)
+from tfdistill.teachers import Teacher, as_teacher
+
+logger = logging.getLogger("tfdistill")
+
+_OWN_LOGS = ("loss", "label_loss", "teacher_agreement")
+
+
+class _Step(NamedTuple):
+    """What one forward pass of both models gives, per example."""
+
+    total: tf.Tensor  # [batch], weighted
+    terms: dict[str, tf.Tensor]  # name -> [batch], before their weights
+    predictions: tf.Tensor  # [batch, classes], the student's own output
+    agreement: tf.Tensor  # [batch], 1 where both predict the same class
+    example_weights: tf.Tensor  # [batch]
+
+
+@dataclass
+class _Untracked:
+    """Holds what Keras must neither train nor save: it looks at attributes, not inside this."""
+
+    teacher: Teacher
+    student: ModelView
+    original: Any  # the Keras 3 student as it was given, or None
+    label_loss: LabelLoss | None = None
+    trackers: dict[str, Any] = field(default_factory=dict)
+
+
+class Distiller(tf_keras.Model):
+    """Trains a student from a teacher's outputs and, if wanted, from labels.
+
+    The training loss of one example is
+
+        label_loss_weight * label loss + sum of weight * distillation loss
+
+    times its sample weight, averaged over the batch as Keras averages (Hinton 2015,
+    https://arxiv.org/abs/1503.02531, section 2, for the mixture). Everything Keras' `compile`
+    and `fit` take works: optimizers, metrics, callbacks, `tf.distribute`, mixed precision,
+    `jit_compile`.
+
+    The teacher runs with `training=False`, gets no gradient and is not part of this model's
+    weights. `save` writes the student alone.
+
+    Args:
+        student: Functional or Sequential, Keras 3 or tf_keras, one output of `[batch, classes]`
+            logits; a final softmax or sigmoid is recognised and distillation reads what is
+            before it. A tf_keras student is trained in place; a Keras 3 student is trained as
+            its tf_keras equal and gets the trained weights whenever `fit` ends or `student` is
+            read.
+        teacher: A Keras 3 or tf_keras model, or a function from a batch of inputs to logits
+            `[batch, classes]`.
+        losses: Distillation losses, each with its own weight.
+        label_loss_weight: Weight of the loss given to `compile`; 0 needs no labels.
+
+    Attributes:
+        notes: Sentences on what was recognised or changed, such as a final softmax.
+
+    Raises:
+        ModelError: Teacher and student do not fit each other or the losses.
+        SettingError: A weight is negative, all are zero, or two losses share a name.
+
+    Example:
+        >>> distiller = td.Distiller(student, teacher,
+        ...                          losses=[td.losses.SoftTargets(temperature=4.0, weight=0.9)],
+        ...                          label_loss_weight=0.1)
+        >>> distiller.compile(optimizer="adam", loss="sparse_categorical_crossentropy",
+        ...                   metrics=["accuracy"])
+        >>> distiller.fit(train, validation_data=validation, epochs=20)
+        >>> distiller.student.save("student.keras")
+    """
+
+    def __init__(
+        self,
+        student: Any,
+        teacher: Any,
+        losses: Sequence[DistillationLoss],
+        label_loss_weight: float = 0.1,
+        name: str = "distiller",
+    ) -> None:
+        losses = tuple(losses)
+        _check_losses(losses, label_loss_weight)
+        original = student if isinstance(student, keras.Model) else None
+        trained = bridge.to_tf_keras(student) if original is not None else student
+        if not isinstance(trained, tf_keras.Model) or not is_functional(trained):
+            raise ModelError(
+                "`student` must be a Functional or built Sequential Keras model.",
+                received=type(student).__name__,
+                hint="Wrap it: keras.Model(inputs, student(inputs)).",
+            )
+        super().__init__(name=name, dtype=_dtype_policy(trained))
+        student_layers = [layer for loss in losses for layer in loss.student_layers]
+        teacher_layers = [layer for loss in losses for layer in loss.teacher_layers]
+        view = ModelView(trained, role="student", layers=_unique(student_layers))
+        parts = _Untracked(
+            teacher=as_teacher(teacher, trained, _unique(teacher_layers)),
+            student=view,
+            original=original,
+        )
+        example = probe_inputs(trained.inputs)
+        _, said = view(example[0] if len(example) == 1 else example, training=False)
+        refuse_probabilities(said.logits, role="student")
+        _require_same_classes(parts.teacher.shapes, view.shapes)
+        self.losses_taught = losses
+        self.label_loss_weight = float(label_loss_weight)
+        self.notes = tuple(note for note in (view.note, parts.teacher.note) if note)
+        for note in self.notes:
+            logger.info(note)
+        self._parts = parts
+        self._student = trained
+        self._projections = _build_projections(losses, parts.teacher.shapes, view.shapes)
+        self.built = True
+
+    @property
+    def student(self) -> Any:
+        """The student with the weights trained so far, in the Keras it was given in."""
+        if self._parts.original is not None:
+            bridge.copy_weights_back(self._student, self._parts.original)
+            return self._parts.original
+        return self._student
+
+    @property
+    def training_student(self) -> Any:
+        """The tf_keras model that is trained: the student itself unless it is Keras 3."""
+        return self._student
+
+    def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
+        """The student's output."""
+        return self._student(inputs, training=training)
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        loss: Any = None,
+        metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """As Keras' `compile`; Keras 3 optimizers, losses and metrics are taken too.
+
+        Args:
+            optimizer: Name or object.
+            loss: The label loss; needed unless `label_loss_weight` is 0. A cross-entropy given
+                by name reads logits or probabilities, whichever the student returns.
+            metrics: As in Keras; they see the student's own output.
+            **kwargs: Everything else that tf_keras' `compile` takes.
+
+        Raises:
+            SettingError: The loss is missing or does not fit what the student returns.
+        """
+        if loss is None and self.label_loss_weight > 0:
+            raise SettingError(
+                "`loss` must be given while `label_loss_weight` is > 0.",
+                received=f"loss=None, label_loss_weight={self.label_loss_weight}",
+                hint='Pass e.g. loss="sparse_categorical_crossentropy", or label_loss_weight=0.',
+            )
+        view = self._parts.student
+        if loss is not None:
+            self._parts.label_loss = per_example_label_loss(
+                bridge.to_tf_keras_loss(loss), activation=view.activation
+            )
+        ends = {"activation": view.activation, "units": view.classes}
+        converted = tf.nest.map_structure(
+            lambda metric: accuracy_metric(bridge.to_tf_keras_metric(metric), **ends), metrics
+        )
+        kwargs.setdefault("weighted_metrics", [])  # else Keras warns at every sample weight
+        super().compile(
+            optimizer=bridge.to_tf_keras_optimizer(optimizer),
+            metrics=converted,
+            **kwargs,
+        )
+        with self.distribute_strategy.scope():
+            names = [*_OWN_LOGS[:2], *(loss.name for loss in self.losses_taught), _OWN_LOGS[2]]
+            self._parts.trackers = {n: tf_keras.metrics.Mean(name=n) for n in names}
+
+    @property
+    def metrics(self) -> list[Any]:
+        """The losses' means, `teacher_agreement`, then the compiled metrics."""
+        compiled = self.compiled_metrics.metrics if self._is_compiled else []
+        return [*self._parts.trackers.values(), *compiled]
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras' `fit`; afterwards a Keras 3 student holds the trained weights."""
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            _ = self.student
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One step on one batch; called by `fit`."""
+        inputs, labels, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
+        teacher = self._parts.teacher(inputs)
+        with tf.GradientTape() as tape:
+            step = self._step(teacher, inputs, labels, sample_weight, training=True)
+            loss = self._mean_over_replicas(step.total) + self._regularization() / (
+                self.distribute_strategy.num_replicas_in_sync
+            )
+        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        return self._log(step, labels, sample_weight)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One step of `evaluate`; changes nothing but metrics."""
+        inputs, labels, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
+        teacher = self._parts.teacher(inputs)
+        step = self._step(teacher, inputs, labels, sample_weight, training=False)
+        return self._log(step, labels, sample_weight)
+
+    def save(self, filepath: Any, **kwargs: Any) -> None:
+        """Saves the student alone, in the Keras it was given in (so `ModelCheckpoint` does too)."""
+        self.student.save(filepath, **kwargs)
+
+    def _step(
+        self, teacher: Any, inputs: Any, labels: Any, sample_weight: Any, *, training: bool
+    ) -> _Step:
+        predictions, student = self._parts.student(inputs, training=training)
+        batch = tf.shape(student.logits)[0]
+        terms: dict[str, tf.Tensor] = {}
+        total = tf.zeros([batch])
+        if labels is None and self.label_loss_weight > 0:
+            raise DataError(  # in Python, while the step is traced: nothing has been trained yet
+                "`data` must have labels while `label_loss_weight` is > 0.",
+                received="inputs without labels",
+                hint="Give labels, or make the Distiller with label_loss_weight=0.",
+            )
+        if self._parts.label_loss is not None and labels is not None:
+            terms["label_loss"] = self._parts.label_loss(labels, predictions)
+            total += self.label_loss_weight * terms["label_loss"]
+        for loss in self.losses_taught:
+            projection = self._projections.get(loss.name)
+            terms[loss.name] = loss.call(teacher, student, projection)
+            total += loss.weight * terms[loss.name]
+        if sample_weight is None:
+            example_weights = tf.ones([batch])
+        else:
+            example_weights = tf.reshape(tf.cast(sample_weight, tf.float32), [batch])
+        agreement = tf.equal(predicted_classes(student.logits), predicted_classes(teacher.logits))
+        return _Step(
+            total=total * example_weights,
+            terms=terms,
+            predictions=predictions,
+            agreement=tf.cast(agreement, tf.float32),
+            example_weights=example_weights,
+        )
+
+    def _mean_over_replicas(self, per_example: tf.Tensor) -> tf.Tensor:
+        """This replica's share of the mean over the global batch; optimizers sum the shares.
+
+        Dividing by the replica's own batch, as Keras does, is wrong where the last batch does
+        not divide evenly.
+        """
+        examples = tf.cast(tf.size(per_example), tf.float32)
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            context = tf.distribute.get_replica_context()
+            examples = context.all_reduce(tf.distribute.ReduceOp.SUM, examples)
+        return tf.math.divide_no_nan(tf.reduce_sum(per_example), examples)
+
+    def _regularization(self) -> tf.Tensor:
+        return tf.add_n(self.losses) if self.losses else tf.zeros([])
+
+    def _log(self, step: _Step, labels: Any, sample_weight: Any) -> dict[str, tf.Tensor]:
+        trackers = self._parts.trackers
+        trackers["loss"].update_state(step.total + tf.cast(self._regularization(), tf.float32))
+        for name, values in step.terms.items():
+            trackers[name].update_state(values * step.example_weights)
+        trackers["teacher_agreement"].update_state(step.agreement)
+        if labels is not None:
+            self.compiled_metrics.update_state(labels, step.predictions, sample_weight)
+        absent = set() if "label_loss" in step.terms else {"label_loss"}
+        results = {n: t.result() for n, t in trackers.items() if n not in absent}
+        for metric in self.compiled_metrics.metrics if labels is not None else ():
+            result = metric.result()
+            results.update(result if isinstance(result, Mapping) else {metric.name: result})
+        return results
+
+
+def _check_losses(losses: tuple[Any, ...], label_loss_weight: float) -> None:
+    for loss in losses:
+        if not isinstance(loss, DistillationLoss):
+            raise SettingError(
+                "`losses` must be distillation losses, such as td.losses.SoftTargets().",
+                received=repr(loss),
+                hint="The label loss goes to `compile`.",
+            )
+    if not np.isfinite(label_loss_weight) or label_loss_weight < 0:
+        raise SettingError(
+            "`label_loss_weight` must be a finite number >= 0.", received=label_loss_weight
+        )
+    if label_loss_weight == 0 and all(loss.weight == 0 for loss in losses):
+        raise SettingError(
+            "`label_loss_weight` and the losses' weights must not all be zero.",
+            received=f"label_loss_weight=0 and losses={list(losses)}",
+            hint="Give at least one of them a weight > 0.",
+        )
+    counts = Counter([*_OWN_LOGS, *(loss.name for loss in losses)])
+    for name, count in counts.items():
+        if count > 1:
+            raise SettingError(
+                "`losses` must have different names, and none of 'loss', 'label_loss' and "
+                "'teacher_agreement'.",
+                received=f"the name {name!r} {count} times",
+                hint="Pass name=... to one of them.",
+            )
+
+
+def _require_same_classes(teacher: Shapes, student: Shapes) -> None:
+    if teacher.logits != student.logits:
+        raise ModelError(
+            "`teacher` and `student` must have the same classes.",
+            received=f"teacher output {teacher.logits}, student output {student.logits}",
+            hint="Give the student as many output units as the teacher has.",
+        )
+
+
+def _build_projections(
+    losses: Sequence[DistillationLoss], teacher: Shapes, student: Shapes
+) -> dict[str, Any]:
+    built = {loss.name: loss.build(teacher, student) for loss in losses}
+    return {name: layer for name, layer in built.items() if layer is not None}
+
+
+def _dtype_policy(model: Any) -> Any:
+    """mixed_float16 if any layer computes so: `compile` then scales the loss."""
+    policies = [layer.dtype_policy for layer in model.layers]
+    mixed = [policy for policy in policies if policy.name == "mixed_float16"]
+    return mixed[0] if mixed else None
+
+
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

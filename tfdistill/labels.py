@@ -1,0 +1,101 @@
+"""The label loss: any loss that Keras knows, per example and fit for what the student returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tfdistill._keras import tf, tf_keras
+from tfdistill.errors import SettingError
+
+LabelLoss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+# Given by name, these take Keras' default from_logits=False, which mis-teaches a student that
+# returns logits; we know what it returns.
+_CROSS_ENTROPIES = {
+    "sparse_categorical_crossentropy": tf_keras.losses.SparseCategoricalCrossentropy,
+    "categorical_crossentropy": tf_keras.losses.CategoricalCrossentropy,
+    "binary_crossentropy": tf_keras.losses.BinaryCrossentropy,
+}
+
+
+def per_example_label_loss(loss: Any, *, activation: str) -> LabelLoss:
+    """Makes a per-example function of a Keras loss.
+
+    Args:
+        loss: A name, a tf_keras `Loss`, or a function of `(labels, predictions)`.
+        activation: What the student ends in: "linear", "softmax" or "sigmoid".
+
+    Returns:
+        A function of labels `[batch, ...]` and predictions `[batch, classes]` to float32
+        `[batch]`, not averaged.
+
+    Raises:
+        SettingError: The loss reads probabilities where the student returns logits or the other
+            way round, or it sums over the batch.
+    """
+    returns_logits = activation == "linear"
+    if isinstance(loss, str) and loss in _CROSS_ENTROPIES:
+        loss = _CROSS_ENTROPIES[loss](from_logits=returns_logits)
+    elif isinstance(loss, str):
+        loss = tf_keras.losses.get(loss)
+    if isinstance(loss, tf_keras.losses.Loss):
+        _check_loss(loss, returns_logits=returns_logits)
+        compute = loss.call
+    elif callable(loss):
+        compute = loss
+    else:
+        raise SettingError(
+            "`loss` must be the name of a Keras loss, a Loss, or a function.", received=loss
+        )
+
+    def per_example(labels: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
+        predictions = tf.cast(predictions, tf.float32)
+        if labels.shape.rank == 1 and predictions.shape.rank == 2:
+            labels = labels[:, tf.newaxis]  # else [batch] against [batch, 1] broadcasts to a square
+        values = tf.cast(compute(labels, predictions), tf.float32)
+        return tf.reduce_mean(tf.reshape(values, [tf.shape(predictions)[0], -1]), axis=1)
+
+    return per_example
+
+
+def label_loss_for(labels: str, *, activation: str, units: int) -> Any:
+    """The cross-entropy that fits the labels and what the student returns.
+
+    Args:
+        labels: "integers" or "one-hot", as in `DataSummary.labels`.
+        activation: What the student ends in: "linear", "softmax" or "sigmoid".
+        units: The student's output units; 1 is binary.
+
+    Returns:
+        A tf_keras loss.
+    """
+    binary = units == 1 or activation == "sigmoid"
+    name = "sparse_categorical_crossentropy" if labels == "integers" else "categorical_crossentropy"
+    loss = _CROSS_ENTROPIES["binary_crossentropy" if binary else name]
+    return loss(from_logits=activation == "linear")
+
+
+def accuracy_metric(metric: Any, *, activation: str, units: int | None) -> Any:
+    """`metric`, unless it is "accuracy" of one logit, which Keras would compare with 0.5."""
+    if isinstance(metric, str) and metric in ("accuracy", "acc"):
+        if units == 1 and activation == "linear":
+            return tf_keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)
+    return metric
+
+
+def _check_loss(loss: Any, *, returns_logits: bool) -> None:
+    from_logits = loss.get_config().get("from_logits")
+    if from_logits is not None and bool(from_logits) != returns_logits:
+        what = "logits" if returns_logits else "probabilities"
+        raise SettingError(
+            f"`loss` must have from_logits={returns_logits}: the student returns {what}.",
+            received=f"{type(loss).__name__}(from_logits={bool(from_logits)})",
+            hint=f"Use {type(loss).__name__}(from_logits={returns_logits}), or its name.",
+        )
+    if getattr(loss, "reduction", "auto") == tf_keras.losses.Reduction.SUM:
+        raise SettingError(
+            "`loss` must be averaged over the batch, as the distillation losses are.",
+            received=f"{type(loss).__name__}(reduction='sum')",
+            hint="Leave `reduction` out.",
+        )
