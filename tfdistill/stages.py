@@ -1,0 +1,300 @@
+"""The training stages: functions from a student to a better, smaller or quantized one.
+
+The teacher teaches in each of them. What a stage must know of the one before it is a field of
+`Student`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from tfdistill._keras import tf_keras, tfmot
+from tfdistill.distiller import Distiller
+from tfdistill.errors import SettingError, SparsityError
+from tfdistill.losses import DistillationLoss, SoftTargets
+from tfdistill.pruning import (
+    Pruning,
+    copy_model,
+    kernel_zeros,
+    plan_pruning,
+    require_sparsity,
+    strip,
+    wrap_for_pruning,
+)
+from tfdistill.quantization import Quantization, quantize, quantized_kernels
+from tfdistill.run import RunDirectory, StageResult, fingerprint
+from tfdistill.settings import check_training, settings
+from tfdistill.terminal import Terminal
+from tfdistill.training import TrainingData, cosine_decay, iterators_of, seed_of, set_seed, train
+
+
+@settings
+class Distillation:
+    """Settings of the distillation stage, and of what the teacher teaches in every stage.
+
+    Args:
+        losses: Distillation losses, each with its weight.
+        label_loss_weight: Weight of the label loss beside them; 0 needs no labels.
+        epochs: Epochs of the distillation stage.
+        learning_rate: Peak learning rate, decayed to 0 along a cosine.
+        optimizer: Name of a Keras optimizer, for all training stages.
+
+    Raises:
+        SettingError: A setting is out of its range.
+
+    Example:
+        >>> td.Distillation(losses=[td.losses.SoftTargets(temperature=4.0, weight=0.9)],
+        ...                 label_loss_weight=0.1, epochs=20)
+    """
+
+    losses: Sequence[DistillationLoss] = (SoftTargets(temperature=4.0, weight=0.9),)
+    label_loss_weight: float = 0.1
+    epochs: int = 20
+    learning_rate: float = 1e-3
+    optimizer: str = "adam"
+
+    def __post_init__(self) -> None:
+        """Checks what does not need the models."""
+        object.__setattr__(self, "losses", tuple(self.losses))
+        check_training(self.epochs, self.learning_rate)
+        try:
+            tf_keras.optimizers.get(self.optimizer)
+        except (TypeError, ValueError) as error:
+            raise SettingError(
+                "`optimizer` must be the name of a Keras optimizer.",
+                received=self.optimizer,
+                hint='Such as "adam", "sgd" or "rmsprop".',
+            ) from error
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student between two stages.
+
+    Attributes:
+        model: tf_keras model without pruning wrappers; with fake quantization if `quantized`.
+        stage: Name of the stage it comes from.
+        fingerprint: Of everything that led to it.
+        history: Metric name to one value an epoch, of the stage it comes from.
+        iterators: Iterators over the training data used up to here.
+        pruned: Names of the layers whose zeros must stay zeros.
+        quantized: Whether it simulates 8-bit arithmetic.
+        left_dense: Layer name to the reason why it was not pruned.
+        left_float: Layer name to the reason why it was not quantized.
+    """
+
+    model: Any
+    stage: str
+    fingerprint: str
+    history: Mapping[str, Any] = field(default_factory=dict)
+    iterators: int = 0
+    pruned: tuple[str, ...] = ()
+    quantized: bool = False
+    left_dense: Mapping[str, str] = field(default_factory=dict)
+    left_float: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all stages of one run share."""
+
+    teacher: Any
+    distillation: Distillation
+    label_loss: Any
+    accuracy: Callable[[], Any]
+    train: TrainingData
+    validation: Any
+    directory: RunDirectory
+    terminal: Terminal
+    seed: int
+
+
+def distil(student: Student, context: Context, asked: Distillation) -> Student:
+    """Trains the student from the teacher.
+
+    Args:
+        student: As the user gave it.
+        context: The run.
+        asked: The stage's settings.
+    """
+    model = copy_model(student.model)
+    after = _after(student, context, "distillation", asked, model)
+    return _trained(after, student, context, asked, lambda: _distiller(context, model))
+
+
+def train_alone(student: Student, context: Context, asked: Distillation, iterators: int) -> Student:
+    """Trains the student on the labels alone, with the budget of the distillation.
+
+    Args:
+        student: As the user gave it.
+        context: The run.
+        asked: The distillation's settings.
+        iterators: Iterators over the training data used before.
+    """
+    model = copy_model(student.model)
+    budget = Distillation(
+        losses=(),
+        label_loss_weight=1.0,
+        epochs=asked.epochs,
+        learning_rate=asked.learning_rate,
+        optimizer=asked.optimizer,
+    )
+    start = replace(student, iterators=iterators)
+    after = _after(student, context, "baseline", budget, model)
+    return _trained(after, start, context, budget, lambda: model)
+
+
+def prune(student: Student, context: Context, asked: Pruning) -> Student:
+    """Prunes the student while the teacher teaches it.
+
+    Args:
+        student: The distilled one.
+        context: The run.
+        asked: The stage's settings.
+
+    Raises:
+        SparsityError: A pruned kernel has fewer zeros than asked for.
+    """
+    plan = plan_pruning(student.model, asked)
+    model = copy_model(student.model)
+    after = replace(
+        _after(student, context, "pruning", asked, model),
+        pruned=plan.pruned,
+        left_dense=plan.left_dense,
+    )
+
+    def build() -> Any:
+        steps = context.train.steps_per_epoch * asked.epochs
+        return _distiller(context, wrap_for_pruning(student.model, asked, plan, steps))
+
+    def finish(distiller: Any) -> None:
+        model.set_weights(strip(distiller.training_student).get_weights())
+        require_sparsity(model, asked, plan)
+
+    callbacks = [tfmot.sparsity.keras.UpdatePruningStep()]
+    done = _trained(after, student, context, asked, build, callbacks, finish)
+    require_sparsity(done.model, asked, plan)
+    return done
+
+
+def quantize_aware(student: Student, context: Context, asked: Quantization) -> Student:
+    """Trains the student with simulated 8-bit arithmetic while the teacher teaches it.
+
+    Args:
+        student: The distilled or pruned one.
+        context: The run.
+        asked: The stage's settings.
+
+    Raises:
+        SparsityError: A zero of a pruned kernel did not stay zero.
+    """
+    quantized = quantize(student.model, asked, sparse=bool(student.pruned))
+    after = replace(
+        _after(student, context, "quantization", asked, quantized.model),
+        quantized=True,
+        left_float=quantized.left_float,
+    )
+    done = _trained(after, student, context, asked, lambda: _distiller(context, quantized.model))
+    _require_zeros_kept(student, done)
+    return done
+
+
+def _require_zeros_kept(before: Student, after: Student) -> None:
+    kernels = quantized_kernels(after.model)
+    zeros = kernel_zeros(before.model)
+    lost = {
+        name: int(np.count_nonzero(kernels[name] == 0))
+        for name in before.pruned
+        if name in kernels and np.count_nonzero(kernels[name] == 0) < zeros[name].zeros
+    }
+    if lost:
+        raise SparsityError(
+            "`quantization` must keep every zero of the pruned kernels.",
+            received=", ".join(f"{n}: {k} of {zeros[n].zeros} left" for n, k in lost.items()),
+            hint="Please report this with the model: it is a fault of the library.",
+        )
+
+
+def _after(student: Student, context: Context, name: str, asked: Any, model: Any) -> Student:
+    """The student as the stage will leave it, but for its training."""
+    taught = () if name == "baseline" else context.distillation
+    print_of_stage = fingerprint(student.fingerprint, name, asked, taught)
+    return replace(student, model=model, stage=name, fingerprint=print_of_stage)
+
+
+def _trained(
+    after: Student,
+    before: Student,
+    context: Context,
+    asked: Any,
+    build: Callable[[], Any],
+    callbacks: Sequence[Any] = (),
+    finish: Callable[[Any], None] = lambda model: None,
+) -> Student:
+    """Loads the stage's result, or trains it and commits it.
+
+    Args:
+        after: The student to fill with trained weights.
+        before: The student that the stage starts from.
+        context: The run.
+        asked: The stage's settings: epochs and learning rate.
+        build: Makes the uncompiled or compiled model that is fitted.
+        callbacks: More callbacks.
+        finish: Called with the fitted model before the weights of `after` are committed.
+    """
+    stage = context.directory.stage(after.stage, after.fingerprint)
+    result = stage.load()
+    if result is not None:
+        _set_weights(after.model, result)
+        context.terminal.note(f"{after.stage}: finished before, taken from {stage.path}")
+        history = result.history
+    else:
+        seed = seed_of(context.seed, after.stage)
+        set_seed(seed)
+        model = build()
+        steps = context.train.steps_per_epoch * asked.epochs
+        optimizer = _optimizer(context.distillation.optimizer, asked.learning_rate, steps)
+        model.compile(optimizer=optimizer, loss=context.label_loss, metrics=[context.accuracy()])
+        progress = context.terminal.training_progress(
+            after.stage, asked.epochs, steps=context.train.steps_per_epoch
+        )
+        history = train(
+            model,
+            stage,
+            context.train,
+            validation=context.validation,
+            epochs=asked.epochs,
+            first_iterator=before.iterators,
+            seed=seed,
+            callbacks=[*callbacks, progress],
+        )
+        finish(model)
+        stage.commit(_get_weights(after.model), history, {"epochs": asked.epochs})
+    used = before.iterators + iterators_of(asked.epochs)
+    return replace(after, history=history, iterators=used)
+
+
+def _distiller(context: Context, model: Any) -> Distiller:
+    asked = context.distillation
+    return Distiller(model, context.teacher, asked.losses, asked.label_loss_weight)
+
+
+def _optimizer(name: str, learning_rate: float, steps: int) -> Any:
+    kind = type(tf_keras.optimizers.get(name))
+    return kind(learning_rate=cosine_decay(learning_rate, steps))
+
+
+def _get_weights(model: Any) -> dict[str, np.ndarray]:
+    values = tf_keras.backend.batch_get_value(model.weights)
+    names = [weight.name for weight in model.weights]
+    return {
+        f"{i:04d} {n}": np.asarray(v) for i, (n, v) in enumerate(zip(names, values, strict=True))
+    }
+
+
+def _set_weights(model: Any, result: StageResult) -> None:
+    tf_keras.backend.batch_set_value(list(zip(model.weights, result.arrays.values(), strict=True)))

@@ -1,0 +1,202 @@
+"""What a finished run has to say: its students and artifacts, measured and put into a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfdistill.artifacts import Artifact
+from tfdistill.evaluation import Evaluation, evaluate
+from tfdistill.outputs import ModelView
+from tfdistill.pruning import kernel_zeros
+from tfdistill.quantization import quantized_kernels
+from tfdistill.report import Disagreement, Report, Row, advice, write_report
+from tfdistill.sidecar import read_sidecar
+from tfdistill.stages import Student
+
+_ROW_NAMES = {"distillation": "distilled", "pruning": "pruned", "quantization": "quantized"}
+_DISAGREEMENTS_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the stages of a run leave behind.
+
+    Attributes:
+        teacher: As the user gave it.
+        teacher_evaluation: Its answers on the test set.
+        alone: The student trained without the teacher, or `None`.
+        trained: The student after each training stage, in their order.
+        floating: The last of them in floating point.
+        artifacts: Format to artifact.
+        test: Batches of the test set.
+        notes: Sentences on what was recognised in the models.
+    """
+
+    teacher: Any
+    teacher_evaluation: Evaluation
+    alone: Student | None
+    trained: tuple[Student, ...]
+    floating: Student
+    artifacts: Mapping[str, Artifact]
+    test: Any
+    notes: tuple[str, ...] = ()
+
+
+def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
+    """Measures every model on the test set and writes `report.json` and `report.html`.
+
+    Args:
+        finished: What the stages left behind.
+        pipeline: The pipeline with its settings.
+        directory: The run directory.
+
+    Returns:
+        The report, with the paths it was written to.
+    """
+    teacher = finished.teacher_evaluation
+    rows = [
+        Row(
+            "teacher",
+            "teacher",
+            accuracy=teacher.accuracy,
+            parameters=_parameters(finished.teacher),
+            per_class_accuracy=teacher.per_class_accuracy,
+        )
+    ]
+    if finished.alone is not None:
+        rows.append(_student_row(finished.alone, "student alone", "baseline", finished))
+    for student in finished.trained:
+        rows.append(_student_row(student, _ROW_NAMES[student.stage], "stage", finished))
+    rows += [_artifact_row(f, a, teacher) for f, a in finished.artifacts.items()]
+    examples = len(teacher.labels)
+    last = finished.trained[-1]
+    students = [*finished.trained, *([finished.alone] if finished.alone else [])]
+    report = Report(
+        title=directory.name,
+        rows=tuple(rows),
+        histories={student.stage: _curves(student.history) for student in students},
+        label_names=pipeline.export.label_names,
+        disagreements=_disagreements(finished),
+        advice=advice(rows, test_examples=examples),
+        details={
+            "certificates": {f: a.certificate.to_dict() for f, a in finished.artifacts.items()},
+            "interfaces": {f: _interface(a) for f, a in finished.artifacts.items()},
+            "methods": {f: a.method for f, a in finished.artifacts.items()},
+            "left_float": {**last.left_float, **_left_float(finished.artifacts)},
+            "left_dense": dict(last.left_dense),
+            "notes": finished.notes,
+            "settings": pipeline,
+            "versions": next(iter(finished.artifacts.values())).certificate.versions,
+        },
+        test_examples=examples,
+    )
+    return write_report(report, directory)
+
+
+def _student_row(student: Student, name: str, kind: str, finished: Finished) -> Row:
+    view = ModelView(student.model, role="student")
+    found = evaluate(lambda x: view(x, training=False)[1].logits, finished.test)
+    zeros, weights = _zeros(student)
+    return Row(
+        name,
+        kind,
+        accuracy=found.accuracy,
+        teacher_agreement=found.agreement(finished.teacher_evaluation),
+        parameters=_parameters(finished.floating.model),
+        sparsity=zeros / weights if weights else None,
+        per_class_accuracy=found.per_class_accuracy,
+        seconds=sum(student.history.get("seconds", [])) or None,
+    )
+
+
+def _zeros(student: Student) -> tuple[int, int]:
+    if student.quantized:
+        kernels = quantized_kernels(student.model).values()
+        return sum(int(np.sum(k == 0)) for k in kernels), sum(k.size for k in kernels)
+    counts = kernel_zeros(student.model).values()
+    return sum(count.zeros for count in counts), sum(count.size for count in counts)
+
+
+def _artifact_row(format: str, artifact: Artifact, teacher: Evaluation) -> Row:
+    certificate = artifact.certificate
+    return Row(
+        format,
+        "artifact",
+        accuracy=certificate.accuracy,
+        teacher_agreement=float(np.mean(artifact.predictions == teacher.predictions)),
+        sparsity=certificate.zeros / certificate.elements if certificate.elements else None,
+        bytes=certificate.raw_bytes,
+        gzip_bytes=certificate.gzip_bytes,
+        latency_ms=certificate.latency.median_ms,
+        latency_p90_ms=certificate.latency.p90_ms,
+        certified=certificate.passed,
+        per_class_accuracy=tuple(
+            float("nan") if share is None else share for share in certificate.per_class_accuracy
+        ),
+        note=artifact.method,
+    )
+
+
+def _disagreements(finished: Finished) -> dict[str, tuple[Disagreement, ...]]:
+    """The first test examples on which each artifact and the teacher disagree, with inputs."""
+    teacher = finished.teacher_evaluation
+    indices = {
+        format: np.flatnonzero(artifact.predictions != teacher.predictions)[:_DISAGREEMENTS_SHOWN]
+        for format, artifact in finished.artifacts.items()
+    }
+    inputs = _examples(finished.test, {int(i) for found in indices.values() for i in found})
+    return {
+        format: tuple(
+            Disagreement(
+                index=int(i),
+                label=int(teacher.labels[i]),
+                teacher_class=int(teacher.predictions[i]),
+                artifact_class=int(finished.artifacts[format].predictions[i]),
+                image=inputs[int(i)],
+            )
+            for i in found
+        )
+        for format, found in indices.items()
+    }
+
+
+def _examples(test: Any, wanted: set[int]) -> dict[int, np.ndarray | None]:
+    found: dict[int, np.ndarray | None] = {}
+    start = 0
+    for batch, *_ in test:
+        if len(found) == len(wanted):
+            break
+        parts = list(batch.values()) if isinstance(batch, dict) else batch
+        single = parts if not isinstance(parts, (list, tuple)) else None
+        count = len(single if single is not None else parts[0])
+        for index in wanted & set(range(start, start + count)):
+            found[index] = None if single is None else np.asarray(single[index - start])
+        start += count
+    return found
+
+
+def _curves(history: Mapping[str, Any]) -> dict[str, list[float]]:
+    return {name: values for name, values in history.items() if name != "seconds"}
+
+
+def _interface(artifact: Artifact) -> Any:
+    sidecar = read_sidecar(artifact.path)
+    return sidecar["interface"] if sidecar else None
+
+
+def _left_float(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    return {
+        f"{format} artifact": " ".join(artifact.left_float)
+        for format, artifact in artifacts.items()
+        if artifact.left_float
+    }
+
+
+def _parameters(model: Any) -> int | None:
+    count = getattr(model, "count_params", None)
+    return int(count()) if callable(count) else None

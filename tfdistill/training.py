@@ -1,0 +1,209 @@
+"""Training one stage so that it can be killed at any moment and ends in the same weights.
+
+What an epoch does depends on the seed, the stage and the epoch's number only: the shuffling is
+wound forward to it, dropout is seeded for it, and weights and optimizer come from the
+checkpoint of the epoch before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfdistill._keras import tf, tf_keras
+from tfdistill.data import skip_epochs
+from tfdistill.errors import NonFiniteLossError
+from tfdistill.run import Stage
+
+
+@dataclass
+class TrainingData:
+    """The training set, and how far its shuffling has been used up.
+
+    A shuffled `tf.data` set gives its k-th order to the k-th iterator made from it, so where
+    every stage starts is counted in iterators.
+
+    Args:
+        dataset: Batches of the training set.
+        steps_per_epoch: Steps of an epoch.
+        endless: Whether an epoch is a part of one endless pass.
+    """
+
+    dataset: Any
+    steps_per_epoch: int
+    endless: bool = False
+    iterators: int = 0
+
+    def from_epoch(self, first: int, epoch: int) -> Any:
+        """The data set, wound forward to an epoch of a stage.
+
+        Args:
+            first: Iterators used before the stage, from `iterators_of` of all stages before it.
+            epoch: Number of finished epochs of the stage.
+        """
+        if self.endless:
+            return self.dataset.skip(epoch * self.steps_per_epoch)
+        skip_epochs(self.dataset, first + epoch - self.iterators)
+        self.iterators = first + epoch
+        return self.dataset
+
+    def used(self, epochs: int) -> None:
+        """Notes that `fit` ran over so many epochs."""
+        self.iterators += iterators_of(epochs)
+
+
+def iterators_of(epochs: int) -> int:
+    """Iterators that Keras' `fit` makes for so many epochs: one more, made before the first."""
+    return epochs + 1
+
+
+def seed_of(seed: int, *names: object) -> int:
+    """A seed in [0, 2^31) of its own for whatever the names name."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def train(
+    model: Any,
+    stage: Stage,
+    data: TrainingData,
+    *,
+    validation: Any,
+    epochs: int,
+    first_iterator: int,
+    seed: int,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, list[float]]:
+    """Fits a compiled model, from the stage's last checkpoint if it has one.
+
+    Args:
+        model: Compiled tf_keras model.
+        stage: Where checkpoints are kept, one an epoch.
+        data: The training set.
+        validation: Batches to evaluate on after each epoch, or `None`.
+        epochs: Epochs of the whole stage.
+        first_iterator: Iterators of `data` used before this stage.
+        seed: The stage's seed.
+        callbacks: More callbacks, called before the checkpoint is written.
+
+    Returns:
+        The history of the whole stage: metric name to one value an epoch.
+
+    Raises:
+        NonFiniteLossError: The loss or a weight became NaN or infinite.
+    """
+    history: dict[str, list[float]] = {}
+    variables = _variables(model)
+    finished = 0
+    checkpoint = stage.load_checkpoint()
+    if checkpoint is not None:
+        finished, history = checkpoint.epoch, dict(checkpoint.history)
+        tf_keras.backend.batch_set_value(
+            list(zip(variables, checkpoint.arrays.values(), strict=True))
+        )
+    if finished < epochs:
+        model.fit(
+            data.from_epoch(first_iterator, finished),
+            validation_data=validation,
+            initial_epoch=finished,
+            epochs=epochs,
+            steps_per_epoch=data.steps_per_epoch if data.endless else None,
+            verbose=0,
+            callbacks=[
+                _SeedRandomLayers(seed),
+                _StopWhenNotFinite(stage.name),
+                *callbacks,
+                _Checkpoint(stage, history),
+            ],
+        )
+        data.used(epochs - finished)
+    return history
+
+
+def _variables(model: Any) -> list[Any]:
+    """Everything that training changes, in an order that only depends on the model."""
+    with model.distribute_strategy.scope():
+        model.optimizer.build(model.trainable_variables)
+    candidates = [*model.weights, *model.optimizer.variables]
+    return list({id(variable): variable for variable in candidates}.values())
+
+
+class _SeedRandomLayers(tf_keras.callbacks.Callback):  # type: ignore[misc]
+    """Gives dropout and noise the same random numbers in the same epoch, resumed or not."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        generators = [
+            generator
+            for module in self.model.submodules
+            if (generator := getattr(getattr(module, "_random_generator", None), "_generator", 0))
+        ]
+        for index, generator in enumerate(dict.fromkeys(generators)):
+            generator.reset_from_seed(seed_of(self._seed, epoch, index))
+
+
+class _StopWhenNotFinite(tf_keras.callbacks.Callback):  # type: ignore[misc]
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self._stage = stage
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        loss = (logs or {}).get("loss", 0.0)
+        if not np.isfinite(loss):
+            self._stop(f"loss={loss} in epoch {self._epoch + 1}, step {batch + 1}")
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        # The last step's update is not in any loss yet, but will be in the checkpoint.
+        for weight in self.model.weights:
+            if weight.dtype.is_floating and not np.all(np.isfinite(weight.numpy())):
+                self._stop(f"{weight.name} after epoch {epoch + 1}, step {self.params['steps']}")
+
+    def _stop(self, received: str) -> None:
+        raise NonFiniteLossError(
+            f"`loss` must stay finite in the stage {self._stage!r}.",
+            received=received,
+            hint="The checkpoint of the last good epoch is kept. Lower `learning_rate`, or look "
+            "for extreme values in the inputs.",
+        )
+
+
+class _Checkpoint(tf_keras.callbacks.Callback):  # type: ignore[misc]
+    def __init__(self, stage: Stage, history: dict[str, list[float]]) -> None:
+        super().__init__()
+        self._stage = stage
+        self._history = history
+        self._began = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._began = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        seconds = time.monotonic() - self._began
+        for name, value in {**(logs or {}), "seconds": seconds}.items():
+            self._history.setdefault(name, []).append(float(value))
+        values = tf_keras.backend.batch_get_value(_variables(self.model))
+        arrays = {f"{index:04d}": np.asarray(value) for index, value in enumerate(values)}
+        self._stage.save_checkpoint(epoch + 1, arrays, self._history)
+
+
+def cosine_decay(learning_rate: float, steps: int) -> Any:
+    """A learning rate that falls from `learning_rate` to 0 along a cosine over all steps."""
+    return tf_keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps))
+
+
+def set_seed(seed: int) -> None:
+    """Seeds Python, NumPy and TensorFlow, as Keras' `set_random_seed` does."""
+    tf_keras.utils.set_random_seed(seed)
+    tf.random.set_seed(seed)
