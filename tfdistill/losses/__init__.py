@@ -1,0 +1,76 @@
+"""What the student is taught.
+
+Each loss is a frozen dataclass of settings over one pure function of
+`tfdistill.losses.functional`, where formula, shapes and paper stand. A Distiller takes a list
+of them; its total loss adds `weight` times each one's weighted mean over the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfdistill.errors import SettingError
+from tfdistill.losses import functional
+from tfdistill.losses.base import DistillationLoss, Outputs, Shapes, nearest
+from tfdistill.losses.features import Hint
+from tfdistill.losses.outputs import HardTargets, LogitsMSE, SoftTargets
+
+__all__ = [
+    "DistillationLoss",
+    "HardTargets",
+    "Hint",
+    "LogitsMSE",
+    "Outputs",
+    "Shapes",
+    "SoftTargets",
+    "deserialize",
+    "functional",
+    "serialize",
+]
+
+_LOSSES = {loss.__name__: loss for loss in (SoftTargets, HardTargets, LogitsMSE, Hint)}
+
+
+def serialize(loss: DistillationLoss) -> dict[str, Any]:
+    """A loss as plain values that JSON can hold.
+
+    Returns:
+        `{"class_name": ..., "config": ...}`.
+
+    Example:
+        >>> from tfdistill import losses
+        >>> losses.serialize(losses.HardTargets())
+        {'class_name': 'HardTargets', 'config': {'weight': 1.0, 'name': 'hard_targets'}}
+    """
+    return {"class_name": type(loss).__name__, "config": loss.get_config()}
+
+
+def deserialize(serialized: Mapping[str, Any]) -> DistillationLoss:
+    """The loss that `serialize` described.
+
+    Args:
+        serialized: `{"class_name": ..., "config": ...}`, the class one of this library's.
+
+    Raises:
+        SettingError: The class or a setting is unknown, or outside what it may be.
+
+    Example:
+        >>> from tfdistill import losses
+        >>> losses.deserialize({"class_name": "SoftTargets", "config": {"temperature": 2.0}})
+        SoftTargets(temperature=2.0, weight=1.0, name='soft_targets')
+    """
+    if not isinstance(serialized, Mapping) or set(serialized) != {"class_name", "config"}:
+        raise SettingError(
+            "`serialized` must be a dict with the keys 'class_name' and 'config'.",
+            received=repr(serialized),
+            hint="Pass what `serialize` returned.",
+        )
+    class_name = serialized["class_name"]
+    if class_name not in _LOSSES:
+        raise SettingError(
+            "`class_name` must be a loss of `tfdistill.losses`.",
+            received=repr(class_name),
+            hint=nearest(class_name, _LOSSES),
+        )
+    return _LOSSES[class_name].from_config(serialized["config"])

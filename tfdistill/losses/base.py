@@ -1,0 +1,177 @@
+"""What every distillation loss is, and what a Distiller tells it about the two models."""
+
+from __future__ import annotations
+
+import abc
+import difflib
+import inspect
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from tfdistill.errors import SettingError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["DistillationLoss", "Outputs", "Shapes"]
+
+
+class Outputs(NamedTuple):
+    """What one model said about one batch.
+
+    Attributes:
+        logits: `[batch, classes]`, any floating type.
+        features: Layer name to that layer's output, `[batch, ...]`; holds every layer that a
+            loss of the Distiller names.
+    """
+
+    logits: Any
+    features: Mapping[str, Any]
+
+
+class Shapes(NamedTuple):
+    """The shapes of one model's `Outputs`, without the batch axis; None is an unknown size."""
+
+    logits: tuple[int | None, ...]
+    features: Mapping[str, tuple[int | None, ...]]
+
+
+class DistillationLoss(abc.ABC):
+    """One thing that the teacher teaches the student.
+
+    A subclass is a frozen dataclass with the fields `weight` and `name`. It holds settings only,
+    no variables and no layers, so one object may serve several Distillers. Two losses with the
+    same settings are equal.
+
+    Attributes:
+        weight: Factor of this loss in the total loss, finite and >= 0.
+        name: Name of this loss in the logs.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from tfdistill import losses
+        >>> from tfdistill._keras import tf
+        >>> @dataclass(frozen=True)
+        ... class AbsoluteLogits(losses.DistillationLoss):
+        ...     weight: float = 1.0
+        ...     name: str = "absolute_logits"
+        ...     def call(self, teacher, student, projection=None):
+        ...         return tf.reduce_mean(tf.abs(teacher.logits - student.logits), axis=-1)
+        >>> AbsoluteLogits(weight=2)
+        AbsoluteLogits(weight=2.0, name='absolute_logits')
+    """
+
+    weight: float
+    name: str
+
+    def __post_init__(self) -> None:
+        """Checks the settings that all losses share; a subclass with more calls it, too.
+
+        Raises:
+            SettingError: `weight` is no finite number >= 0, or `name` is no text.
+        """
+        self._set_number("weight", ">=", hint="0 logs the loss without teaching it.")
+        self._check_text("name", hint="It names the loss in the logs.")
+
+    @property
+    def teacher_layers(self) -> tuple[str, ...]:
+        """Names of the teacher's layers whose outputs this loss reads."""
+        return ()
+
+    @property
+    def student_layers(self) -> tuple[str, ...]:
+        """Names of the student's layers whose outputs this loss reads."""
+        return ()
+
+    def build(self, teacher: Shapes, student: Shapes) -> Any:
+        """Refuses models that do not fit, and makes what has to be trained beside the student.
+
+        Args:
+            teacher: Shapes of what the teacher says.
+            student: Shapes of what the student says.
+
+        Returns:
+            A built `tf_keras` layer, owned by the caller, who hands it back in `call`; or None.
+
+        Raises:
+            ModelError: The two models do not fit together for this loss.
+        """
+        return None
+
+    @abc.abstractmethod
+    def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
+        """The loss of each example, before `weight`.
+
+        Args:
+            teacher: What the teacher said about the batch.
+            student: What the student said about it.
+            projection: What `build` returned.
+
+        Returns:
+            `[batch]`, float32.
+        """
+
+    def get_config(self) -> dict[str, Any]:
+        """The settings, as plain Python values that JSON can hold."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """The loss that has these settings.
+
+        Args:
+            config: What `get_config` returned. Settings left out take their default.
+
+        Raises:
+            SettingError: A setting is unknown, missing, or outside what it may be.
+        """
+        settings = inspect.signature(cls).parameters
+        for setting in config:
+            if setting not in settings:
+                raise SettingError(
+                    f"`config` must hold settings of {cls.__name__} only.",
+                    received=repr(setting),
+                    hint=nearest(setting, settings),
+                )
+        required = [s for s, p in settings.items() if p.default is inspect.Parameter.empty]
+        if not set(required) <= set(config):
+            raise SettingError(
+                f"`config` must hold the settings {required} of {cls.__name__}.",
+                received=[*config],
+                hint="Add what is missing; the others have defaults.",
+            )
+        return cls(**config)
+
+    def _set_number(self, setting: str, bound: Literal[">", ">="], *, hint: str) -> None:
+        """Checks a field against 0 and makes a plain float of it: 4 and 4.0 are one setting."""
+        value = getattr(self, setting)
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        number = float(value) if is_number else math.nan
+        if not (math.isfinite(number) and (number > 0 or (number == 0 and bound == ">="))):
+            raise SettingError(
+                f"`{setting}` must be {bound} 0 and finite.", received=repr(value), hint=hint
+            )
+        object.__setattr__(self, setting, number)
+
+    def _check_text(self, setting: str, *, hint: str) -> None:
+        value = getattr(self, setting)
+        if not isinstance(value, str) or not value:
+            raise SettingError(
+                f"`{setting}` must be a non-empty str.", received=repr(value), hint=hint
+            )
+
+
+def nearest(received: object, known: Iterable[str]) -> str:
+    """A hint that shows which known word was probably meant; all of them where none is near."""
+    known = [*known]
+    close = difflib.get_close_matches(str(received), known)
+    if close:
+        return f"Did you mean {' or '.join(map(repr, close))}?"
+    return f"Known: {', '.join(known)}."
+
+
+def shown(shape: tuple[int | None, ...]) -> str:
+    """A shape without its batch axis as text: `[batch, 28, 28, 1]`, an unknown size as `?`."""
+    return f"[{', '.join(['batch', *('?' if size is None else str(size) for size in shape)])}]"
