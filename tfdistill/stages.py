@@ -6,6 +6,7 @@ The teacher teaches in each of them. What a stage must know of the one before it
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -61,14 +62,25 @@ class Distillation:
         """Checks what does not need the models."""
         object.__setattr__(self, "losses", tuple(self.losses))
         check_training(self.epochs, self.learning_rate)
-        try:
-            tf_keras.optimizers.get(self.optimizer)
-        except (TypeError, ValueError) as error:
-            raise SettingError(
-                "`optimizer` must be the name of a Keras optimizer.",
-                received=self.optimizer,
-                hint='Such as "adam", "sgd" or "rmsprop".',
-            ) from error
+        _optimizer_class(self.optimizer)
+
+
+def _optimizer_class(name: str) -> Any:
+    """Looked up, not made: making one starts TensorFlow, and devices can no longer be set up."""
+    base = tf_keras.optimizers.Optimizer
+    classes = {
+        key.lower(): value
+        for key, value in vars(tf_keras.optimizers).items()
+        if isinstance(value, type) and issubclass(value, base) and value is not base
+    }
+    if str(name).lower() not in classes:
+        near = difflib.get_close_matches(str(name).lower(), classes, n=3, cutoff=0.4)
+        raise SettingError(
+            "`optimizer` must be the name of a Keras optimizer.",
+            received=name,
+            hint=f"Did you mean {' or '.join(near)}?" if near else f"There are {[*classes]}.",
+        )
+    return classes[str(name).lower()]
 
 
 @dataclass(frozen=True)
@@ -257,7 +269,9 @@ def _trained(
         set_seed(seed)
         model = build()
         steps = context.train.steps_per_epoch * asked.epochs
-        optimizer = _optimizer(context.distillation.optimizer, asked.learning_rate, steps)
+        optimizer = _optimizer_class(context.distillation.optimizer)(
+            learning_rate=cosine_decay(asked.learning_rate, steps)
+        )
         model.compile(optimizer=optimizer, loss=context.label_loss, metrics=[context.accuracy()])
         progress = context.terminal.training_progress(
             after.stage, asked.epochs, steps=context.train.steps_per_epoch
@@ -281,11 +295,6 @@ def _trained(
 def _distiller(context: Context, model: Any) -> Distiller:
     asked = context.distillation
     return Distiller(model, context.teacher, asked.losses, asked.label_loss_weight)
-
-
-def _optimizer(name: str, learning_rate: float, steps: int) -> Any:
-    kind = type(tf_keras.optimizers.get(name))
-    return kind(learning_rate=cosine_decay(learning_rate, steps))
 
 
 def _get_weights(model: Any) -> dict[str, np.ndarray]:

@@ -168,7 +168,8 @@ class _StopWhenNotFinite(tf_keras.callbacks.Callback):  # type: ignore[misc]
         # The last step's update is not in any loss yet, but will be in the checkpoint.
         for weight in self.model.weights:
             if weight.dtype.is_floating and not np.all(np.isfinite(weight.numpy())):
-                self._stop(f"{weight.name} after epoch {epoch + 1}, step {self.params['steps']}")
+                where = f"epoch {epoch + 1}, step {self.params['steps']}"
+                self._stop(f"values of {weight.name} that are not finite after {where}")
 
     def _stop(self, received: str) -> None:
         raise NonFiniteLossError(

@@ -1,0 +1,98 @@
+"""What the recipes' commands share: options made of the settings, and one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from tfdistill.errors import CertificationError, TfdistillError
+
+_PLAIN = (int, float, str)
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, prefix: str, kind: type, defaults: Any, title: str
+) -> None:
+    """Adds an option for every setting of a stage that is a number, a text or a list of them.
+
+    Args:
+        parser: Where to.
+        prefix: Of the options: "pruning" makes `--pruning-sparsity` of the setting `sparsity`.
+        kind: The settings' class.
+        defaults: An object of the class with the recipe's defaults.
+        title: The group's title in the help.
+    """
+    group = parser.add_argument_group(title)
+    for name, (base, many) in _plain_fields(kind).items():
+        default = getattr(defaults, name)
+        shown = " ".join(map(str, default)) if many else default
+        options: dict[str, Any] = {"default": default, "dest": f"{prefix}.{name}"}
+        if base is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": base, "metavar": base.__name__.upper()}
+            if many:
+                options["nargs"] = "*"
+        text = f"{_setting_help(kind, name)} (default: {shown if shown != '' else 'none'})"
+        group.add_argument(f"--{prefix}-{name.replace('_', '-')}", help=text, **options)
+
+
+def settings_from(arguments: argparse.Namespace, prefix: str, kind: type, **more: Any) -> Any:
+    """The settings that `add_settings` made options of.
+
+    Args:
+        arguments: What was parsed.
+        prefix: As given to `add_settings`.
+        kind: The settings' class.
+        **more: Settings that have no option.
+    """
+    given = {name: getattr(arguments, f"{prefix}.{name}") for name in _plain_fields(kind)}
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return kind(**{**given, **lists, **more})
+
+
+def run_command(command: Callable[[], object]) -> int:
+    """Runs a recipe's command; an error of the library is one line, not a traceback.
+
+    Returns:
+        The exit status: 0; 1 where an artifact failed its certificate; 2 for other errors; 130
+        after Ctrl-C.
+    """
+    try:
+        command()
+    except TfdistillError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1 if isinstance(error, CertificationError) else 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _plain_fields(kind: type) -> dict[str, tuple[type, bool]]:
+    """Setting name to its type, and whether it is a list of such, for what a command line holds."""
+    found = {}
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        choices = [part for part in typing.get_args(hint) if part is not type(None)]
+        if hint in (*_PLAIN, bool):
+            found[field.name] = (hint, False)
+        elif typing.get_origin(hint) is tuple and choices[0] in _PLAIN:
+            found[field.name] = (choices[0], True)
+        elif typing.get_origin(hint) is not tuple and len(choices) == 1 and choices[0] in _PLAIN:
+            found[field.name] = (choices[0], False)
+    return found
+
+
+def _setting_help(kind: type, name: str) -> str:
+    """What the class's docstring says of a setting, in one line."""
+    text = inspect.getdoc(kind) or ""
+    found = re.search(rf"^    {name}: (.*?)(?=^    \w+: |^\S|\Z)", text, re.MULTILINE | re.DOTALL)
+    said = " ".join(found.group(1).split()) if found else name.replace("_", " ")
+    return said.replace("%", "%%").replace("`", "")

@@ -1,0 +1,149 @@
+"""A killed run ends as one that was not: the same weights, the same artifact, bit by bit."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+_SCRIPT = Path(__file__).with_name("pipeline_process.py")
+_STAGES = ("distillation", "pruning", "quantization", "baseline")
+
+
+def _run(run_dir: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(_SCRIPT), str(run_dir), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def _kill_when(run_dir: Path, appears: str) -> str:
+    """Starts a run and kills it with SIGKILL as soon as a file of this pattern appears."""
+    process = subprocess.Popen(
+        [sys.executable, str(_SCRIPT), str(run_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not any(run_dir.glob(appears)):
+        assert process.poll() is None, f"the run ended before {appears} appeared"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    said, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    return said
+
+
+def _weights(run_dir: Path) -> dict[str, np.ndarray]:
+    found = {}
+    for stage in _STAGES:
+        with np.load(run_dir / stage / "weights.npz") as arrays:
+            found.update({f"{stage}/{name}": arrays[name] for name in arrays.files})
+    return found
+
+
+def _assert_same(first: Path, second: Path) -> None:
+    ours, theirs = _weights(first), _weights(second)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+    hashes = [
+        hashlib.sha256((run / "artifacts/student_int8.tflite").read_bytes()).hexdigest()
+        for run in (first, second)
+    ]
+    assert hashes[0] == hashes[1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    said = _run(run_dir)
+    assert "finished before" not in said
+    return run_dir
+
+
+def test_killed_at_many_moments_it_ends_in_the_same_bits(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    _kill_when(run_dir, "run.json")
+    _kill_when(run_dir, "distillation/checkpoint-000002.json")
+    _kill_when(run_dir, "distillation/stage.json")
+    said = _kill_when(run_dir, "pruning/checkpoint-000002.json")
+    assert "distillation: finished before" in said
+    _kill_when(run_dir, "quantization/checkpoint-000001.npz")
+    _kill_when(run_dir, "baseline/checkpoint-000003.json")
+    _kill_when(run_dir, "artifacts/student_int8.tflite")
+    said = _run(run_dir)
+    assert said.count("finished before") == len(_STAGES)
+    _assert_same(uninterrupted, run_dir)
+
+
+def test_a_changed_setting_runs_its_stage_and_those_below_again(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    before = {stage: (run_dir / stage / "weights.npz").stat().st_mtime_ns for stage in _STAGES}
+    said = _run(run_dir, "2")
+    assert "distillation: finished before" in said
+    assert "baseline: finished before" in said
+    after = {stage: (run_dir / stage / "weights.npz").stat().st_mtime_ns for stage in _STAGES}
+    changed = {stage for stage in _STAGES if before[stage] != after[stage]}
+    assert changed == {"pruning", "quantization"}
+
+
+def test_damaged_files_are_named_and_made_again(uninterrupted: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    for name in ("quantization/weights.npz", "artifacts/student_int8.tflite"):
+        content = bytearray((run_dir / name).read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        (run_dir / name).write_bytes(content)
+    said = _run(run_dir)
+    assert "student_int8.tflite is damaged" in said
+    assert "quantization/weights.npz is damaged" in said
+    _assert_same(uninterrupted, run_dir)
+
+
+def test_a_second_run_on_the_directory_is_refused(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    first = subprocess.Popen(
+        [sys.executable, str(_SCRIPT), str(run_dir)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (run_dir / "run.json").exists():
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        # Held for the test's sake: the first must not end before the second has tried.
+        first.send_signal(signal.SIGSTOP)
+        second = subprocess.run(
+            [sys.executable, str(_SCRIPT), str(run_dir)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode != 0
+    assert "`run_dir` must not be in use by another run." in second.stderr
