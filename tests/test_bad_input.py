@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -49,9 +49,18 @@ def run(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: td.Pruning(sparsty=0.5), r"`sparsty` must be a setting of Pruning\. .*sparsity"),
-        (lambda: td.Pipeline(prunning=None), r"`prunning` must be a setting of Pipeline\. .*pruning"),
-        (lambda: td.Export(format="int8"), r"`format` must be a setting of Export\. .*formats"),
+        (
+            lambda: cast(Any, td.Pruning)(sparsty=0.5),
+            r"`sparsty` must be a setting of Pruning\..*sparsity",
+        ),
+        (
+            lambda: cast(Any, td.Pipeline)(prunning=None),
+            r"`prunning` must be a setting of Pipeline\..*pruning",
+        ),
+        (
+            lambda: cast(Any, td.Export)(format="int8"),
+            r"`format` must be a setting of Export\..*formats",
+        ),
         (lambda: td.Pruning(sparsity=0), r"`sparsity` must be in \(0, 1\)\. Received: 0"),
         (lambda: td.Pruning(sparsity=1.0), r"`sparsity` must be in \(0, 1\)\. Received: 1\.0"),
         (lambda: td.Pruning(sparsity=-0.5), r"`sparsity` must be in \(0, 1\)\. Received: -0\.5"),
@@ -61,7 +70,10 @@ def run(
         (lambda: td.Distillation(epochs=0), r"`epochs` must be a whole number >= 1\. Received: 0"),
         (lambda: td.Distillation(optimizer="adamm"), r"`optimizer` must be the name .*'?adamm"),
         (lambda: td.Quantization(learning_rate=-1), r"`learning_rate` must be .*Received: -1"),
-        (lambda: td.Pipeline(pruning=0.75), r"`pruning` must be a td\.Pruning or None\. .*0\.75"),
+        (
+            lambda: td.Pipeline(pruning=cast(Any, 0.75)),
+            r"`pruning` must be a td\.Pruning or None\. .*0\.75",
+        ),
         (lambda: td.Pipeline(seed=-1), r"`seed` must be a whole number >= 0\. Received: -1"),
         (lambda: td.Export(formats=("int9",)), r"`formats` must be of .*Received: int9.*int8"),
     ],

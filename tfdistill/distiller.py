@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,8 +102,8 @@ class Distiller(tf_keras.Model):
         label_loss_weight: float = 0.1,
         name: str = "distiller",
     ) -> None:
-        losses = tuple(losses)
         _check_losses(losses, label_loss_weight)
+        losses = tuple(losses)
         original = student if isinstance(student, keras.Model) else None
         trained = bridge.to_tf_keras(student) if original is not None else student
         if not isinstance(trained, tf_keras.Model) or not is_functional(trained):
@@ -111,7 +112,8 @@ class Distiller(tf_keras.Model):
                 received=type(student).__name__,
                 hint="Wrap it: keras.Model(inputs, student(inputs)).",
             )
-        super().__init__(name=name, dtype=_dtype_policy(trained))
+        # The policy is for the scaling of the loss; what inputs become is the student's affair.
+        super().__init__(name=name, dtype=_dtype_policy(trained), autocast=False)
         student_layers = [layer for loss in losses for layer in loss.student_layers]
         teacher_layers = [layer for loss in losses for layer in loss.teacher_layers]
         view = ModelView(trained, role="student", layers=_unique(student_layers))
@@ -120,8 +122,8 @@ class Distiller(tf_keras.Model):
             student=view,
             original=original,
         )
-        example = probe_inputs(trained.inputs)
-        _, said = view(example[0] if len(example) == 1 else example, training=False)
+        example = probe_inputs(trained, like=teacher if is_functional(teacher) else None)
+        _, said = view(example, training=False)
         refuse_probabilities(said.logits, role="student")
         _require_same_classes(parts.teacher.shapes, view.shapes)
         self.losses_taught = losses
@@ -181,16 +183,13 @@ class Distiller(tf_keras.Model):
             self._parts.label_loss = per_example_label_loss(
                 bridge.to_tf_keras_loss(loss), activation=view.activation
             )
-        ends = {"activation": view.activation, "units": view.classes}
+        ends: dict[str, Any] = {"activation": view.activation, "units": view.classes}
+        # An empty list, else Keras warns at every sample weight.
+        wanted = {"metrics": metrics, "weighted_metrics": kwargs.pop("weighted_metrics", [])}
         converted = tf.nest.map_structure(
-            lambda metric: accuracy_metric(bridge.to_tf_keras_metric(metric), **ends), metrics
+            lambda metric: accuracy_metric(bridge.to_tf_keras_metric(metric), **ends), wanted
         )
-        kwargs.setdefault("weighted_metrics", [])  # else Keras warns at every sample weight
-        super().compile(
-            optimizer=bridge.to_tf_keras_optimizer(optimizer),
-            metrics=converted,
-            **kwargs,
-        )
+        super().compile(optimizer=bridge.to_tf_keras_optimizer(optimizer), **converted, **kwargs)
         with self.distribute_strategy.scope():
             names = [*_OWN_LOGS[:2], *(loss.name for loss in self.losses_taught), _OWN_LOGS[2]]
             self._parts.trackers = {n: tf_keras.metrics.Mean(name=n) for n in names}
@@ -202,7 +201,19 @@ class Distiller(tf_keras.Model):
         return [*self._parts.trackers.values(), *compiled]
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """As Keras' `fit`; afterwards a Keras 3 student holds the trained weights."""
+        """As Keras' `fit`; afterwards a Keras 3 student holds the trained weights.
+
+        Raises:
+            SettingError: A callback is one of Keras 3; those of tf_keras have the same names.
+        """
+        callbacks = kwargs.get("callbacks")
+        for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+            if isinstance(callback, keras.callbacks.Callback):
+                raise SettingError(
+                    "`callbacks` must be callbacks of tf_keras, which trains the student.",
+                    received=f"{type(callback).__name__} of Keras 3",
+                    hint=f"Use tf_keras.callbacks.{type(callback).__name__}.",
+                )
         try:
             return super().fit(*args, **kwargs)
         finally:
@@ -229,7 +240,23 @@ class Distiller(tf_keras.Model):
 
     def save(self, filepath: Any, **kwargs: Any) -> None:
         """Saves the student alone, in the Keras it was given in (so `ModelCheckpoint` does too)."""
-        self.student.save(filepath, **kwargs)
+        self.student.save(filepath, **self._fit_for_student(kwargs))
+
+    def save_weights(self, filepath: Any, **kwargs: Any) -> None:
+        """Saves the student's weights alone, in the Keras it was given in."""
+        self.student.save_weights(filepath, **self._fit_for_student(kwargs))
+
+    def load_weights(self, filepath: Any, **kwargs: Any) -> Any:
+        """Loads what `save_weights` of this or of the student alone has written."""
+        status = self.student.load_weights(filepath, **self._fit_for_student(kwargs))
+        if self._parts.original is not None:
+            bridge.copy_weights_back(self._parts.original, self._student)
+        return status
+
+    def _fit_for_student(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Without the `options` that tf_keras' callbacks always pass and Keras 3 does not know."""
+        ours = self._parts.original is None
+        return {name: value for name, value in settings.items() if ours or name != "options"}
 
     def _step(
         self, teacher: Any, inputs: Any, labels: Any, sample_weight: Any, *, training: bool
@@ -277,11 +304,12 @@ class Distiller(tf_keras.Model):
         return tf.math.divide_no_nan(tf.reduce_sum(per_example), examples)
 
     def _regularization(self) -> tf.Tensor:
-        return tf.add_n(self.losses) if self.losses else tf.zeros([])
+        # Under mixed precision those of activities are float16, those of weights float32.
+        return tf.add_n([tf.zeros([]), *(tf.cast(loss, tf.float32) for loss in self.losses)])
 
     def _log(self, step: _Step, labels: Any, sample_weight: Any) -> dict[str, tf.Tensor]:
         trackers = self._parts.trackers
-        trackers["loss"].update_state(step.total + tf.cast(self._regularization(), tf.float32))
+        trackers["loss"].update_state(step.total + self._regularization())
         for name, values in step.terms.items():
             trackers[name].update_state(values * step.example_weights)
         trackers["teacher_agreement"].update_state(step.agreement)
@@ -295,15 +323,17 @@ class Distiller(tf_keras.Model):
         return results
 
 
-def _check_losses(losses: tuple[Any, ...], label_loss_weight: float) -> None:
-    for loss in losses:
-        if not isinstance(loss, DistillationLoss):
-            raise SettingError(
-                "`losses` must be distillation losses, such as td.losses.SoftTargets().",
-                received=repr(loss),
-                hint="The label loss goes to `compile`.",
-            )
-    if not np.isfinite(label_loss_weight) or label_loss_weight < 0:
+def _check_losses(losses: Any, label_loss_weight: Any) -> None:
+    if not isinstance(losses, Sequence) or not all(
+        isinstance(loss, DistillationLoss) for loss in losses
+    ):
+        raise SettingError(
+            "`losses` must be a list of distillation losses, such as [td.losses.SoftTargets()].",
+            received=repr(losses),
+            hint="The label loss goes to `compile`.",
+        )
+    is_number = isinstance(label_loss_weight, Real) and not isinstance(label_loss_weight, bool)
+    if not is_number or not np.isfinite(label_loss_weight) or label_loss_weight < 0:
         raise SettingError(
             "`label_loss_weight` must be a finite number >= 0.", received=label_loss_weight
         )

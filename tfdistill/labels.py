@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tfdistill._keras import tf, tf_keras
@@ -10,8 +12,6 @@ from tfdistill.errors import SettingError
 
 LabelLoss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
-# Given by name, these take Keras' default from_logits=False, which mis-teaches a student that
-# returns logits; we know what it returns.
 _CROSS_ENTROPIES = {
     "sparse_categorical_crossentropy": tf_keras.losses.SparseCategoricalCrossentropy,
     "categorical_crossentropy": tf_keras.losses.CategoricalCrossentropy,
@@ -23,7 +23,8 @@ def per_example_label_loss(loss: Any, *, activation: str) -> LabelLoss:
     """Makes a per-example function of a Keras loss.
 
     Args:
-        loss: A name, a tf_keras `Loss`, or a function of `(labels, predictions)`.
+        loss: A name, a tf_keras `Loss`, or a function of `(labels, predictions)`. Where Keras' own
+            loss is given by name or as a function, it reads what the student returns.
         activation: What the student ends in: "linear", "softmax" or "sigmoid".
 
     Returns:
@@ -35,15 +36,16 @@ def per_example_label_loss(loss: Any, *, activation: str) -> LabelLoss:
             way round, or it sums over the batch.
     """
     returns_logits = activation == "linear"
-    if isinstance(loss, str) and loss in _CROSS_ENTROPIES:
-        loss = _CROSS_ENTROPIES[loss](from_logits=returns_logits)
-    elif isinstance(loss, str):
-        loss = tf_keras.losses.get(loss)
+    if isinstance(loss, str):
+        loss = tf_keras.losses.get(loss)  # a function, or a Loss with Keras' defaults
+        if isinstance(loss, tf_keras.losses.Loss) and "from_logits" in loss.get_config():
+            loss = type(loss)(from_logits=returns_logits)
     if isinstance(loss, tf_keras.losses.Loss):
         _check_loss(loss, returns_logits=returns_logits)
         compute = loss.call
     elif callable(loss):
-        compute = loss
+        # Keras' default, from_logits=False, would mis-teach a student that returns logits.
+        compute = partial(loss, from_logits=returns_logits) if _takes_logits(loss) else loss
     else:
         raise SettingError(
             "`loss` must be the name of a Keras loss, a Loss, or a function.", received=loss
@@ -78,10 +80,16 @@ def label_loss_for(labels: str, *, activation: str, units: int) -> Any:
 
 def accuracy_metric(metric: Any, *, activation: str, units: int | None) -> Any:
     """`metric`, unless it is "accuracy" of one logit, which Keras would compare with 0.5."""
-    if isinstance(metric, str) and metric in ("accuracy", "acc"):
-        if units == 1 and activation == "linear":
-            return tf_keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)
+    one_logit = units == 1 and activation == "linear"
+    if one_logit and isinstance(metric, str) and metric in ("accuracy", "acc"):
+        return tf_keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)
     return metric
+
+
+def _takes_logits(loss: Any) -> bool:
+    """Whether it is a function of tf_keras that is told what the predictions are."""
+    is_keras = str(getattr(loss, "__module__", "")).startswith("tf_keras.")
+    return is_keras and "from_logits" in inspect.signature(loss).parameters
 
 
 def _check_loss(loss: Any, *, returns_logits: bool) -> None:

@@ -15,9 +15,11 @@ import numpy as np
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import ModelError
 from tfdistill.losses import Outputs, Shapes
+from tfdistill.model_graphs import graph_of, graph_or_raise, pack_inputs, takes_training
 
 _PROBABILITIES = ("softmax", "sigmoid")
 _PROBE_EXAMPLES = 4
+_PROBE_SIZE = 8
 
 
 def predicted_classes(logits: tf.Tensor) -> tf.Tensor:
@@ -36,10 +38,7 @@ def predicted_classes(logits: tf.Tensor) -> tf.Tensor:
 
 def is_functional(model: Any) -> bool:
     """Whether the model's graph of layers can be read: Functional, or a built Sequential."""
-    if not isinstance(model, (tf_keras.Model, keras.Model)):
-        return False
-    # A subclassed Keras 3 model answers `inputs` with None or raises, a tf_keras one with None.
-    return bool(getattr(model, "inputs", None)) and bool(getattr(model, "outputs", None))
+    return graph_of(model) is not None
 
 
 def find_layer(model: Any, name: str, *, role: str) -> Any:
@@ -69,9 +68,12 @@ def find_layer(model: Any, name: str, *, role: str) -> Any:
 def _final_activation(layer: Any) -> tuple[str, bool]:
     """The activation a model's last layer ends in, and whether the layer is nothing else."""
     kind = type(layer).__name__
+    if kind == "TFOpLambda":  # a function of TensorFlow, called on a tensor of the graph
+        kind = layer.symbol.rpartition(".")[2].capitalize()
     if kind in ("Softmax", "Sigmoid"):  # the layer, or Keras 3's operation of the same name
         return kind.lower(), True
     activation = getattr(layer, "activation", None)
+    activation = getattr(activation, "activation", activation)  # tfmot's quantized activation
     name = getattr(activation, "__name__", "linear")
     return (name, kind == "Activation") if name in _PROBABILITIES else ("linear", False)
 
@@ -90,7 +92,8 @@ class ModelView:
         note: A sentence saying how logits are recovered, or "".
 
     Raises:
-        ModelError: The model has several outputs, lacks a layer, or uses one more than once.
+        ModelError: The model has several outputs, lacks a layer, uses one more than once, or ends
+            in an activation that nothing can be read before.
     """
 
     def __init__(self, model: Any, *, role: str, layers: Sequence[str] = ()) -> None:
@@ -98,29 +101,19 @@ class ModelView:
             raise ModelError(
                 f"`{role}` must have one output.",
                 received=f"{len(model.outputs)} outputs",
-                hint="Make a model of the output to distil: keras.Model(model.inputs, output).",
+                hint="Make a model of the output to distil: keras.Model(model.input, output).",
             )
         self.model = model
+        self.activation: str
         output = model.outputs[0]
-        history = output._keras_history
-        last = getattr(history, "operation", None) or history.layer
-        self.activation, separate = _final_activation(last)
-        self._recover: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = lambda _, logits: logits
-        before = output
-        if self.activation != "linear":
-            node = last._inbound_nodes[history.node_index]
-            tensors = node.input_tensors if hasattr(node, "input_tensors") else node.keras_inputs
-            before = tensors[0] if isinstance(tensors, (list, tuple)) else tensors
-            if not separate:
-                self._recover = lambda _, features: _without_activation(last, features)
-        elif isinstance(last, (tf_keras.Model, keras.Model)):
-            self._recover = self._recover_from_nested(last)
+        heads = self._read_ending_of(output, role)
         found = [find_layer(model, name, role=role) for name in layers]
         features = [
-            _only_output(layer, name, role) for layer, name in zip(found, layers, strict=True)
+            _only_output(model, layer, name, role)
+            for layer, name in zip(found, layers, strict=True)
         ]
         api = keras if isinstance(model, keras.Model) else tf_keras
-        self._extractor = api.Model(model.inputs, [output, before, *features])
+        self._extractor = api.Model(graph_or_raise(model).input, [*heads, *features])
         self._layers = tuple(layers)
         self.shapes = Shapes(
             logits=tuple(output.shape[1:]),
@@ -148,71 +141,119 @@ class ModelView:
             The model's own output `[batch, classes]`, and `Outputs` with its logits `[batch,
             classes]` and the features by layer name.
         """
-        predictions, before, *features = self._extractor(inputs, training=training)
-        logits = self._recover(predictions, before)
-        return predictions, Outputs(logits, dict(zip(self._layers, features, strict=True)))
+        outputs = tf.nest.flatten(self._extractor(inputs, training=training))
+        heads = len(outputs) - len(self._layers)
+        predictions, logits = self._finish(outputs[:heads], training)
+        return predictions, Outputs(logits, dict(zip(self._layers, outputs[heads:], strict=True)))
 
-    def _recover_from_nested(self, nested: Any) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-        """The inner graph is out of an extractor's reach: invert the activation instead."""
-        while isinstance(nested, (tf_keras.Model, keras.Model)) and is_functional(nested):
-            history = nested.outputs[0]._keras_history
-            nested = getattr(history, "operation", None) or history.layer
-        self.activation = _final_activation(nested)[0]
+    def _read_ending_of(self, output: Any, role: str) -> list[Any]:
+        """Finds out what the model ends in.
+
+        Sets `activation`, and `_finish`, which makes predictions and logits of the values of the
+        symbolic tensors that are returned.
+        """
+        history = output._keras_history
+        last = getattr(history, "operation", None) or history.layer
+        node = last._inbound_nodes[history.node_index]
+        before = list(node.keras_inputs if hasattr(node, "keras_inputs") else node.input_tensors)
+        self._finish: Callable[[list[tf.Tensor], bool], tuple[tf.Tensor, tf.Tensor]]
+        if is_functional(last):
+            nested = ModelView(last, role=role)
+            self.activation = nested.activation
+            if self.activation != "linear":  # before it, and once: by the nested model's own view
+                # tf_keras heeds a `training` that the graph fixes, Keras 3 does not.
+                fixed = getattr(node, "call_kwargs", {}).get("training")
+                self._finish = lambda values, training: nested._both(
+                    values, training if fixed is None else fixed
+                )
+                return before[: len(last.inputs)]
+        wrappers = (tf_keras.layers.Wrapper, keras.layers.Wrapper)  # tfmot's are such, too
+        wrapped = last.layer if isinstance(last, wrappers) else None
+        self.activation, separate = _final_activation(last if wrapped is None else wrapped)
         if self.activation == "linear":
-            return lambda _, logits: logits
-        return lambda probabilities, _: _inverse(probabilities, self.activation)
+            self._finish = lambda values, _: (values[0], values[0])
+            return [output]
+        if separate:
+            self._finish = lambda values, _: (values[0], values[1])
+            return [output, before[0]]
+        if wrapped is not None:
+            raise ModelError(
+                f"`{role}` must not end in a wrapped layer with its own {self.activation}.",
+                received=f"{type(last).__name__} around {wrapped.name!r}",
+                hint=f"Make the {self.activation} a layer of its own before wrapping the model.",
+            )
+        self._finish = lambda values, training: _with_logits(last, values[0], training)
+        return before[:1]
+
+    def _both(self, values: list[tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        predictions, outputs = self(pack_inputs(graph_of(self.model), values), training=training)
+        return predictions, outputs.logits
 
 
-def _without_activation(layer: Any, inputs: tf.Tensor) -> tf.Tensor:
-    """What `layer` computes before its own activation, with its own (live) weights."""
+def _with_logits(layer: Any, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
+    """What `layer` puts out, and what it gave to its activation on the way; calls it once."""
     activation = layer.activation
+    given: list[tf.Tensor] = []
+
+    def keep(values: tf.Tensor) -> tf.Tensor:
+        given.append(values)
+        return activation(values)
+
+    layer.activation = keep
     try:
-        layer.activation = None if activation is None else _linear
-        return layer(inputs)
+        output = layer(inputs, **({"training": training} if takes_training(layer) else {}))
     finally:
         layer.activation = activation
-
-
-def _linear(values: tf.Tensor) -> tf.Tensor:
-    return values
-
-
-def _inverse(probabilities: tf.Tensor, activation: str) -> tf.Tensor:
-    """Logits up to a constant that softmax does not see; exact down to float32's smallest."""
-    probabilities = tf.cast(probabilities, tf.float32)
-    smallest = np.finfo(np.float32).tiny
-    logits = tf.math.log(tf.maximum(probabilities, smallest))
-    if activation == "sigmoid":
-        logits -= tf.math.log(tf.maximum(1.0 - probabilities, smallest))
-    return logits
-
-
-def _only_output(layer: Any, name: str, role: str) -> Any:
-    try:
-        return layer.output
-    except (AttributeError, ValueError) as error:
+    if len(given) != 1:
         raise ModelError(
-            f"`{name}` must be used once in the {role}, so that it has one output.",
-            received=f"layer {name!r}, which is used several times or not at all",
+            f"The layer {layer.name!r} must apply its activation once.",
+            received=f"{type(layer).__name__}, which applied it {len(given)} times",
+            hint=f"Let it put out logits, and make the {activation.__name__} a layer after it.",
+        )
+    return output, given[0]
+
+
+def _only_output(model: Any, layer: Any, name: str, role: str) -> Any:
+    # Not `layer.output`: Keras 3 answers with the first use, whichever model that was in.
+    outputs = [
+        tensor
+        for nodes in graph_or_raise(model)._nodes_by_depth.values()
+        for node in nodes
+        if (getattr(node, "operation", None) or node.layer) is layer
+        for tensor in tf.nest.flatten(node.output_tensors)
+    ]
+    if len(outputs) != 1:
+        raise ModelError(
+            f"`{name}` must be used once in the {role}, and have one output.",
+            received=f"layer {name!r} with {len(outputs)} outputs",
             hint="Name another layer for the feature loss.",
-        ) from error
+        )
+    return outputs[0]
 
 
-def probe_inputs(inputs: Sequence[Any], *, seed: int = 0) -> list[tf.Tensor]:
-    """A few random examples of the shapes and dtypes a model takes, for a look at its outputs.
+def probe_inputs(model: Any, *, like: Any = None, seed: int = 0) -> Any:
+    """A few random examples of what a model takes, for a look at its outputs.
 
     Args:
-        inputs: Symbolic inputs of a functional model; unknown axes become 8.
+        model: A functional model.
+        like: A functional model with the same inputs, asked for the sizes that `model` leaves
+            open; those that both do become 8.
         seed: Seed of the random numbers.
+
+    Returns:
+        Tensors `[4, ...]`, or of the model's fixed batch, in the structure that it is called with.
     """
     generator = np.random.default_rng(seed)
+    graph = graph_or_raise(model)
     examples = []
-    for tensor in inputs:
-        shape = (_PROBE_EXAMPLES, *(8 if axis is None else axis for axis in tensor.shape[1:]))
+    for tensor, other in zip(graph.inputs, (graph_of(like) or graph).inputs, strict=True):
+        sizes = zip(tensor.shape[1:], other.shape[1:], strict=True)
+        batch = tensor.shape[0] or other.shape[0] or _PROBE_EXAMPLES
+        shape = (batch, *(own or its or _PROBE_SIZE for own, its in sizes))
         dtype = tf.as_dtype(tensor.dtype)
         values = generator.uniform(size=shape) if dtype.is_floating else np.zeros(shape)
         examples.append(tf.cast(values, dtype))
-    return examples
+    return pack_inputs(graph, examples)
 
 
 def refuse_probabilities(logits: tf.Tensor, *, role: str) -> None:
@@ -270,7 +311,9 @@ def _origins(node: Any) -> list[Any]:
 
 def _without_names(config: Any) -> Any:
     if isinstance(config, dict):
-        return {key: _without_names(value) for key, value in config.items() if key != "name"}
+        named = len(config) > 1  # a dtype policy has its name for its only setting
+        kept = {key: value for key, value in config.items() if not (named and key == "name")}
+        return {key: _without_names(value) for key, value in kept.items()}
     if isinstance(config, (list, tuple)):
         return [_without_names(value) for value in config]
     return config if isinstance(config, (str, int, float, bool, type(None))) else repr(config)

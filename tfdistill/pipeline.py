@@ -320,7 +320,7 @@ class _Data:
             ),
             validation=sets.get("validation"),
             test=sets.get("test", sets.get("validation")),
-            summaries={**summaries, "test": summaries.get("test", summaries.get("validation"))},
+            summaries={"test": summaries.get("validation", summaries["train"]), **summaries},
             label_loss=loss,
         )
 

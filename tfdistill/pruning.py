@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from tfdistill.errors import SettingError, SparsityError
 from tfdistill.outputs import find_layer
 from tfdistill.settings import check_training, settings
 
-prune_registry = tfmot_internal("sparsity.keras.prune_registry")
-pruning_impl = tfmot_internal("sparsity.keras.pruning_impl")
-PruneLowMagnitude = tfmot_internal("sparsity.keras.pruning_wrapper").PruneLowMagnitude
+prune_registry: Any = tfmot_internal("sparsity.keras.prune_registry")
+pruning_impl: Any = tfmot_internal("sparsity.keras.pruning_impl")
+PruneLowMagnitude: Any = tfmot_internal("sparsity.keras.pruning_wrapper").PruneLowMagnitude
 
 PATTERNS = ("unstructured", "2:4", "block")
+_GROUP = 4  # weights of which the pattern 2:4 leaves two
 
 
 @settings
@@ -27,7 +29,8 @@ class Pruning:
 
     The share of zeros grows from 0 to `sparsity` along a cubic curve (Zhu & Gupta 2017,
     https://arxiv.org/abs/1710.01878, eq. 1) during the first `ramp` of the stage's steps; the
-    rest of the steps lets the remaining weights recover.
+    rest of the steps lets the remaining weights recover. The pattern "2:4" has all its zeros
+    from the first step on.
 
     Args:
         sparsity: Share of zeros in every pruned kernel, in (0, 1). The pattern "2:4" means 0.5.
@@ -51,16 +54,15 @@ class Pruning:
     epochs: int = 5
     pattern: str = "unstructured"
     block_size: tuple[int, int] = (4, 1)
-    skip: tuple[str, ...] = ()
+    skip: Sequence[str] = ()
     ramp: float = 0.6
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         """Checks every field."""
-        object.__setattr__(self, "skip", tuple(self.skip))
-        object.__setattr__(self, "block_size", tuple(self.block_size))
-        if not 0 < self.sparsity < 1:
-            raise SettingError("`sparsity` must be in (0, 1).", received=self.sparsity)
+        object.__setattr__(self, "skip", layer_names(self.skip))
+        if not isinstance(self.sparsity, Real) or not 0 < self.sparsity < 1:
+            raise SettingError("`sparsity` must be in (0, 1).", received=repr(self.sparsity))
         check_training(self.epochs, self.learning_rate)
         if self.pattern not in PATTERNS:
             raise SettingError(f"`pattern` must be one of {PATTERNS}.", received=self.pattern)
@@ -68,12 +70,26 @@ class Pruning:
             raise SettingError(
                 '`sparsity` must be 0.5 for the pattern "2:4".', received=self.sparsity
             )
-        if len(self.block_size) != 2 or min(self.block_size) < 1:
-            raise SettingError(
-                "`block_size` must be two whole numbers >= 1.", received=self.block_size
-            )
-        if not 0 < self.ramp <= 1:
-            raise SettingError("`ramp` must be in (0, 1].", received=self.ramp)
+        size = self.block_size
+        whole = isinstance(size, (list, tuple)) and all(type(axis) is int for axis in size)
+        if not whole or len(size) != 2 or min(size) < 1:
+            raise SettingError("`block_size` must be two whole numbers >= 1.", received=size)
+        object.__setattr__(self, "block_size", tuple(size))
+        if not isinstance(self.ramp, Real) or not 0 < self.ramp <= 1:
+            raise SettingError("`ramp` must be in (0, 1].", received=repr(self.ramp))
+
+
+def layer_names(skip: Any) -> tuple[str, ...]:
+    """The names in a setting `skip`.
+
+    Raises:
+        SettingError: It is no list of names; a single name would be read as its letters.
+    """
+    if isinstance(skip, str) or not isinstance(skip, Iterable):
+        raise SettingError(
+            "`skip` must be a list of layer names.", received=repr(skip), hint='Such as ["logits"].'
+        )
+    return tuple(skip)
 
 
 @dataclass(frozen=True)
@@ -112,31 +128,46 @@ def plan_pruning(model: Any, pruning: Pruning) -> PruningPlan:
         find_layer(model, name, role="student")
     pruned, dense = [], {}
     for layer in model.layers:
-        if all(len(weight.shape) < 2 for weight in layer.trainable_weights):
+        if all(len(weight.shape) < 2 for weight in layer.weights):
             continue  # biases and scales are never pruned
-        if layer.name in pruning.skip:
-            dense[layer.name] = "named in `skip`"
-        elif not _prunable_weights(layer):
-            dense[layer.name] = f"{type(layer).__name__} has no kernel that tfmot prunes"
-        elif pruning.pattern != "unstructured" and any(
-            len(weight.shape) not in (2, 4) for weight in _prunable_weights(layer)
-        ):
-            dense[layer.name] = f"the pattern {pruning.pattern!r} is for kernels of rank 2 and 4"
-        elif pruning.pattern == "2:4" and any(
-            weight.shape[-2] < 4 for weight in _prunable_weights(layer)
-        ):
-            dense[layer.name] = "fewer than four input channels hold no group of four"
+        reason = _why_dense(layer, pruning)
+        if reason:
+            dense[layer.name] = reason
         else:
             pruned.append(layer.name)
     if not pruned:
         raise SettingError(
             "`pruning` must leave at least one layer to prune.",
-            received=f"skip={list(pruning.skip)} and a model with {', '.join(dense) or 'none'}",
+            received="; ".join(f"{n}: {why}" for n, why in dense.items())
+            or "no layer with a kernel",
         )
     return PruningPlan(tuple(pruned), dense)
 
 
-def _prunable_weights(layer: Any) -> list[Any]:
+def _why_dense(layer: Any, pruning: Pruning) -> str:
+    """Why a layer with weights cannot be pruned as asked; "" where it can."""
+    kind, kernels = type(layer).__name__, prunable_weights(layer)
+    if layer.name in pruning.skip:
+        return "named in `skip`"
+    if not kernels:
+        return f"{kind} has no kernel that tfmot prunes"
+    if not layer.trainable:
+        return "frozen: `trainable` is False"
+    if pruning.pattern != "unstructured":
+        if any(len(kernel.shape) not in (2, 4) for kernel in kernels):
+            return f"the pattern {pruning.pattern!r} is for kernels of rank 2 and 4"
+        if isinstance(layer, tf_keras.layers.Conv2DTranspose):
+            return f"the last axis of a {kind} kernel is its inputs, not its outputs"
+    if pruning.pattern == "2:4" and any(kernel.shape[-2] < _GROUP for kernel in kernels):
+        return "fewer than four input channels hold no group of four"
+    if any(_wanted(_pruned(kernel, pruning), pruning) < 1 for kernel in kernels):
+        units = "blocks" if pruning.pattern == "block" else "weights"
+        return f"it has too few {units} for a sparsity of {pruning.sparsity}"
+    return ""
+
+
+def prunable_weights(layer: Any) -> list[Any]:
+    """The kernels of a layer that tfmot can prune; none for a layer that it does not know."""
     registry = prune_registry.PruneRegistry
     if not registry.supports(layer):
         return []
@@ -149,18 +180,32 @@ def _prunable_weights(layer: Any) -> list[Any]:
 
 
 class _BlockPruning(pruning_impl.Pruning):
-    """tfmot's block pruning, for convolutions too: a kernel is the matrix [inputs, outputs]."""
+    """Block pruning of kernels of any rank, each seen as the matrix [inputs, outputs].
+
+    tfmot's own is for rank 2, and fails where the matrix is only one block high or wide.
+    """
 
     def _validate_block(self) -> None:
         """Every rank is fine here."""
 
     def _maybe_update_block_mask(self, weights: tf.Tensor) -> Any:
-        matrix = tf.reshape(weights, [-1, weights.shape[-1]])
-        threshold, mask = super()._maybe_update_block_mask(matrix)
-        return threshold, tf.reshape(mask, weights.shape)
+        matrix = tf.abs(tf.reshape(weights, [-1, weights.shape[-1]]))
+        (rows, columns), (height, width) = matrix.shape, self._block_size
+        grid = math.ceil(rows / height), math.ceil(columns / width)
+        edge = [[0, grid[0] * height - rows], [0, grid[1] * width - columns]]
+
+        def sums(values: tf.Tensor) -> tf.Tensor:
+            blocks = tf.reshape(tf.pad(values, edge), [grid[0], height, grid[1], width])
+            return tf.reduce_sum(blocks, axis=[1, 3])
+
+        threshold, mask = self._update_mask(sums(matrix) / sums(tf.ones_like(matrix)))
+        mask = tf.repeat(tf.repeat(mask, height, axis=0), width, axis=1)
+        return threshold, tf.reshape(mask[:rows, :columns], weights.shape)
 
 
-class _PruneBlocks(PruneLowMagnitude):  # type: ignore[misc]
+class _PruneBlocks(PruneLowMagnitude):
+    block_size: Any
+
     def build(self, input_shape: Any) -> None:
         block_size, self.block_size = self.block_size, (1, 1)  # tfmot refuses rank 4 otherwise
         super().build(input_shape)
@@ -220,7 +265,8 @@ def strip(model: Any) -> Any:
     """The pruned model without tfmot's wrappers; zeros are ordinary weights."""
     for layer in model.layers:
         if isinstance(layer, PruneLowMagnitude):
-            layer.pruning_obj.weight_mask_op()
+            for weight, mask, _ in layer.pruning_vars:
+                weight.assign(weight * mask)  # tfmot's own operation needs the strategy's scope
     return tfmot.sparsity.keras.strip_pruning(model)
 
 
@@ -232,7 +278,7 @@ def kernel_zeros(model: Any) -> dict[str, KernelZeros]:
     """
     counts = {}
     for layer in model.layers:
-        weights = [np.asarray(weight) for weight in _prunable_weights(layer)]
+        weights = [np.asarray(weight) for weight in prunable_weights(layer)]
         if weights:
             zeros = sum(int(np.count_nonzero(weight == 0)) for weight in weights)
             counts[layer.name] = KernelZeros(zeros, sum(weight.size for weight in weights))
@@ -250,21 +296,45 @@ def require_sparsity(model: Any, pruning: Pruning, plan: PruningPlan) -> None:
     Raises:
         SparsityError: A pruned kernel has fewer zeros than asked for; the message names it.
     """
-    counts = kernel_zeros(model)
-    short = {n: counts[n] for n in plan.pruned if not _sparse_enough(counts[n], pruning)}
+    short = []
+    for layer in model.layers:
+        for kernel in prunable_weights(layer) if layer.name in plan.pruned else ():
+            pruned = _pruned(kernel, pruning)
+            wanted = _wanted(pruned, pruning)
+            if np.sum(pruned) < wanted:
+                name = kernel.name.rpartition("/")[2].partition(":")[0]
+                short.append(f"{layer.name}/{name}: {np.sum(pruned)} of {wanted}")
     if short:
+        units = {"unstructured": "zeros", "2:4": "groups of four", "block": "blocks of zeros"}
         raise SparsityError(
             f"`sparsity` must reach {pruning.sparsity} in every pruned kernel.",
-            received=", ".join(f"{n}: {c.zeros} of {c.size} zero" for n, c in short.items()),
+            received=f"{units[pruning.pattern]}: {', '.join(short)}",
             hint="Train the pruning stage for more steps, or put these layers into `skip`.",
         )
 
 
-def _sparse_enough(count: KernelZeros, pruning: Pruning) -> bool:
-    wanted = count.size * pruning.sparsity
+def _pruned(kernel: Any, pruning: Pruning) -> np.ndarray:
+    """For every weight, group of four or block, as the pattern has it: whether it is pruned."""
+    zero = np.asarray(kernel) == 0
     if pruning.pattern == "unstructured":
-        return count.zeros >= math.floor(wanted)
-    # A kernel's edge may hold part of a block or of a group of four.
-    edge = pruning.block_size[0] * pruning.block_size[1] if pruning.pattern == "block" else 4
-    tolerance = max(edge, 0.05 * count.size)
-    return count.zeros >= wanted - tolerance
+        return zero
+    # What is left of a group or block at the kernel's edge is filled up with zeros.
+    if pruning.pattern == "2:4":
+        zero = np.reshape(zero, [-1, *zero.shape[-2:]])
+        zero = np.pad(zero, [(0, 0), (0, -zero.shape[1] % _GROUP), (0, 0)], constant_values=True)
+        groups = np.reshape(zero, [len(zero), -1, _GROUP, zero.shape[-1]])
+        return np.sum(groups, axis=2) >= _GROUP // 2
+    height, width = pruning.block_size
+    zero = np.reshape(zero, [-1, zero.shape[-1]])
+    rows, columns = zero.shape
+    zero = np.pad(zero, [(0, -rows % height), (0, -columns % width)], constant_values=True)
+    blocks = np.reshape(zero, [zero.shape[0] // height, height, zero.shape[1] // width, width])
+    return np.all(blocks, axis=(1, 3))
+
+
+def _wanted(pruned: np.ndarray, pruning: Pruning) -> int:
+    """How many of them the pattern must have pruned."""
+    if pruning.pattern == "2:4":
+        return int(pruned.size)
+    kept = np.round(np.float32(pruned.size) * (1 - np.float32(pruning.sparsity)))  # as in tfmot
+    return pruned.size - max(1, int(kept))

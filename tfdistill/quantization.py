@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfdistill._keras import tf_keras, tfmot, tfmot_internal
+import numpy as np
+
+from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
 from tfdistill.errors import ModelError
 from tfdistill.outputs import find_layer
+from tfdistill.pruning import layer_names, prunable_weights
 from tfdistill.settings import check_training, settings
 
 _QUANTIZATION = "quantization.keras"
 _DEFAULT = f"{_QUANTIZATION}.default_8bit"
-configs = tfmot_internal(f"{_DEFAULT}.default_8bit_quantize_configs")
-layout = tfmot_internal(f"{_DEFAULT}.default_8bit_quantize_layout_transform")
-registry = tfmot_internal(f"{_DEFAULT}.default_8bit_quantize_registry")
-preserving = tfmot_internal(
+configs: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_quantize_configs")
+layout: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_quantize_layout_transform")
+registry: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_quantize_registry")
+transforms: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_transforms")
+transformer: Any = tfmot_internal(f"{_QUANTIZATION}.graph_transformations.model_transformer")
+activations: Any = tfmot_internal(f"{_QUANTIZATION}.quantize_aware_activation")
+preserving: Any = tfmot_internal(
     f"{_QUANTIZATION}.collab_opts.prune_preserve.prune_preserve_quantize_registry"
 )
 
 _KERNEL_LAYERS = {
     tf_keras.layers.Conv2D: "kernel",
+    tf_keras.layers.Conv2DTranspose: "kernel",
     tf_keras.layers.DepthwiseConv2D: "depthwise_kernel",
     tf_keras.layers.Dense: "kernel",
 }
+# LiteRT's converter folds a BatchNormalization into a float kernel here, but not into one that
+# is quantized: tfmot's merging of the two would leave both in float.
+_NOT_FOLDED = (tf_keras.layers.Conv2DTranspose, tf_keras.layers.Dense)
 
-# tfmot refuses these although fake-quantizing their output is all they need ...
-_OUTPUT_ONLY = ("Average", "Maximum", "Minimum", "Multiply", "Subtract")
-# ... or, here, keeps what follows in 8 bits, while they compute in float.
-_FLOAT_INSIDE = ("BatchNormalization", "ELU", "Rescaling")
+_FUSED = ("linear", "relu", "relu6")  # activations that are part of the kernel's operator
+_QUANTIZED_BEFORE = activations.QuantizeAwareActivation._PRE_QUANT_ACTIVATIONS
+_ACTIVATIONS = (  # that tfmot quantizes inside a layer
+    _QUANTIZED_BEFORE
+    | activations.QuantizeAwareActivation._POST_QUANT_ACTIVATIONS
+    | activations.QuantizeAwareActivation._NO_QUANTIZE_ACTIVATIONS
+)
+# tfmot refuses these although fake-quantizing their output is all they need.
+_OUTPUT_ONLY = ("Maximum", "Minimum", "Multiply", "Subtract")
+_RECURRENT = (tf_keras.layers.RNN, tf_keras.layers.Bidirectional)
+_SEPARABLE = (tf_keras.layers.SeparableConv1D, tf_keras.layers.SeparableConv2D)
 
 
 @settings
@@ -40,7 +58,9 @@ class Quantization:
 
     Args:
         epochs: Epochs of training with simulated quantization.
-        skip: Names of layers to leave in floating point.
+        skip: Names of layers whose weights to train in floating point. In the artifact the last
+            layer is then in floating point, too; the weights of one between quantized layers
+            are rounded when it is exported.
         learning_rate: Peak learning rate, decayed to 0 along a cosine.
 
     Raises:
@@ -51,12 +71,12 @@ class Quantization:
     """
 
     epochs: int = 3
-    skip: tuple[str, ...] = ()
+    skip: Sequence[str] = ()
     learning_rate: float = 3e-4
 
     def __post_init__(self) -> None:
         """Checks every field."""
-        object.__setattr__(self, "skip", tuple(self.skip))
+        object.__setattr__(self, "skip", layer_names(self.skip))
         check_training(self.epochs, self.learning_rate)
 
 
@@ -73,52 +93,150 @@ class QuantizedModel:
     left_float: dict[str, str]
 
 
+class _SplitSeparable(transforms.SeparableConvQuantize):
+    """tfmot's splitting in two layers, with names that cannot be another layer's."""
+
+    def replacement(self, match_layer: Any) -> Any:
+        pointwise = super().replacement(match_layer)
+        name = match_layer.layer["config"]["name"].removesuffix("_QAT_SepConv2D")
+        for part, part_name in (
+            (pointwise, name),
+            (pointwise.input_layers[0], _depthwise_name(name)),
+        ):
+            part.layer["name"] = part.layer["config"]["name"] = part_name
+        return pointwise
+
+
+def _depthwise_name(separable: str) -> str:
+    return f"{separable}/depthwise"
+
+
+class _KeepZeros(tfmot.quantization.keras.quantizers.Quantizer):
+    """Leaves a pruned kernel in float, but its zeros where they are."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> Any:
+        return {"mask": tf.cast(tf.not_equal(self._kernel, 0), self._kernel.dtype)}
+
+    def __call__(self, inputs: Any, training: Any, weights: Any, **kwargs: Any) -> tf.Tensor:
+        return inputs * weights["mask"]
+
+    def get_config(self) -> Any:
+        return {}
+
+
+class _FloatConfig(configs.Default8BitOutputQuantizeConfig):
+    """A layer that computes in float, with its output quantized or not."""
+
+    def __init__(self, layer: Any, *, quantize_output: bool, sparse: bool) -> None:
+        super().__init__(quantize_output)
+        kernels = prunable_weights(layer) if sparse else []
+        self._places = [
+            (module, attribute)
+            for module in (layer, *layer.submodules)
+            for attribute, value in vars(module).items()
+            if any(value is kernel for kernel in kernels)
+        ]
+
+    def get_weights_and_quantizers(self, layer: Any) -> Any:
+        kernels = [getattr(module, attribute) for module, attribute in self._places]
+        return [(kernel, _KeepZeros(kernel)) for kernel in kernels]
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: Any) -> None:
+        for (module, attribute), kernel in zip(self._places, quantize_weights, strict=True):
+            setattr(module, attribute, kernel)
+
+
 class _Layout(layout.Default8BitQuantizeLayoutTransform):
     """tfmot's rewriting of the graph, corrected in what it decides per layer."""
 
-    def __init__(self, *, sparse: bool) -> None:
+    def __init__(self, *, sparse: bool, skip: frozenset[str]) -> None:
         self._sparse = sparse
+        self._skip = skip
+        self._known = registry.Default8BitQuantizeRegistry()
         self.left_float: dict[str, str] = {}
 
     def apply(self, model: Any, layer_quantize_map: Any) -> Any:
-        model, decided = super().apply(model, layer_quantize_map)
         for layer in model.layers:
-            if layer.name in decided:
-                config = self._config(layer, decided[layer.name].get("quantize_config"))
-                if config is None:
-                    del decided[layer.name]
-                else:
-                    decided[layer.name]["quantize_config"] = config
+            followers = {node.outbound_layer.name for node in layer._outbound_nodes}
+            if isinstance(layer, tf_keras.layers.InputLayer) and followers <= self._skip:
+                layer_quantize_map.pop(layer.name, None)  # they are to read it as it is
+        first = [transforms.SeparableConv1DQuantize(), _SplitSeparable()]
+        model, decided = transformer.ModelTransformer(
+            model, first, set(layer_quantize_map), layer_quantize_map
+        ).transform()
+        model, decided = super().apply(model, decided)
+        outputs = {tensor._keras_history.layer.name for tensor in model.outputs}
+        for layer in model.layers:
+            if isinstance(layer, _NOT_FOLDED) and _activation(layer) == "NoOpActivation":
+                layer.activation = tf_keras.activations.linear
+            if "quantize_config" in decided.get(layer.name, ()):
+                config = decided[layer.name]["quantize_config"]
+                decided[layer.name]["quantize_config"] = self._config(
+                    layer, config, is_output=layer.name in outputs
+                )
         return model, decided
 
-    def _config(self, layer: Any, config: Any) -> Any:
-        known = registry.Default8BitQuantizeRegistry()
+    def _config(self, layer: Any, config: Any, *, is_output: bool) -> Any:
+        merged = isinstance(config, configs.NoOpQuantizeConfig)  # with the layer after it
+        if layer.name in self._skip:
+            self.left_float[layer.name] = "named in `skip`"
+            merged = merged or _activation(layer) == "NoOpActivation"
+            quantize_output = bool(layer.weights) and not merged and not is_output
+            return _FloatConfig(layer, quantize_output=quantize_output, sparse=self._sparse)
         if type(layer) in _KERNEL_LAYERS:
-            if isinstance(config, configs.NoOpQuantizeConfig):
-                # tfmot's hole: before a separate ReLU it drops the kernel's quantizer together
-                # with the output's. Only the output's belongs after the ReLU.
-                full = known.get_quantize_config(layer)
-                config = type(full)(full.weight_attrs, [], False)
-            elif config is None:
-                config = known.get_quantize_config(layer)
-            if self._sparse:
-                config.weight_quantizer = _preserving(config)
-            return config
+            return self._kernel_config(layer, config, merged=merged)
+        kind = _kind(layer)
+        if _computes_in_float(layer, config):
+            self.left_float[layer.name] = f"{kind} computes in float; its output is quantized"
         if config is not None:
             return config
-        if _supports(known, layer):
-            return known.get_quantize_config(layer)
-        kind = type(layer).__name__
-        if kind in _FLOAT_INSIDE:
-            self.left_float[layer.name] = f"{kind} computes in float; its output is quantized"
-        if kind in _OUTPUT_ONLY or kind in _FLOAT_INSIDE:
-            return configs.Default8BitOutputQuantizeConfig()
-        if not isinstance(layer, tf_keras.layers.InputLayer):
-            self.left_float[layer.name] = f"tfmot has no quantizer for {kind}"
-        return None
+        if _supports(self._known, layer):
+            return self._known.get_quantize_config(layer)
+        if type(layer).__name__ not in _OUTPUT_ONLY:
+            self.left_float.setdefault(layer.name, f"tfmot has no quantizer for {kind}")
+        # The converter would fail on a recurrent layer between quantized ones.
+        quantize_output = not is_output and not isinstance(layer, _RECURRENT)
+        return _FloatConfig(layer, quantize_output=quantize_output, sparse=self._sparse)
+
+    def _kernel_config(self, layer: Any, config: Any, *, merged: bool) -> Any:
+        full, activation = self._known.get_quantize_config(layer), _activation(layer)
+        if activation not in {*_FUSED, *_QUANTIZED_BEFORE, "NoOpActivation"}:
+            self.left_float[layer.name] = f"it computes in float, up to its {activation}"
+        if activation not in _ACTIVATIONS:
+            config = type(full)(full.weight_attrs, [], not merged)
+        elif merged:
+            # tfmot's hole: before a separate ReLU it drops the kernel's quantizer together with
+            # the output's. Only the output's belongs after the ReLU.
+            quantized = [] if activation in _FUSED else full.activation_attrs
+            config = type(full)(full.weight_attrs, quantized, False)
+        config = config or full
+        if self._sparse:
+            config.weight_quantizer = _preserving(config)
+        return config
 
 
-class _Scheme(tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme):  # type: ignore[misc]
+def _kind(layer: Any) -> str:
+    kind = type(layer).__name__
+    return f"{kind} {_activation(layer)}" if kind == "Activation" else kind
+
+
+def _activation(layer: Any) -> str:
+    activation = getattr(layer, "activation", None)
+    return getattr(activation, "__name__", type(activation).__name__)
+
+
+def _computes_in_float(layer: Any, config: Any) -> bool:
+    """Whether the converter will have ranges only around what the layer is made of."""
+    kind, inputs = type(layer).__name__, tf.nest.flatten(layer.get_input_at(0))
+    if kind in ("BatchNormalization", "SyncBatchNormalization"):
+        return config is None or isinstance(inputs[0]._keras_history.layer, _NOT_FOLDED)
+    return kind == "Average" or (kind in ("Add", "Multiply") and len(inputs) > 2)
+
+
+class _Scheme(tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme):
     def __init__(self, transform: _Layout) -> None:
         super().__init__()
         self._transform = transform
@@ -156,30 +274,57 @@ def quantize(model: Any, quantization: Quantization, *, sparse: bool) -> Quantiz
         ModelError: `skip` names a layer that the model does not have, or tfmot cannot rewrite
             the model.
     """
+    nested = [layer.name for layer in model.layers if isinstance(layer, tf_keras.Model)]
+    if nested:
+        raise ModelError(
+            "`student` must be flat, without a model inside.",
+            received=", ".join(nested),
+            hint="td.to_tf_keras(student) gives such a copy.",
+        )
+    skip = set(quantization.skip)
     for name in quantization.skip:
-        find_layer(model, name, role="student")
-    transform = _Layout(sparse=sparse)
-    transform.left_float.update(dict.fromkeys(quantization.skip, "named in `skip`"))
+        if isinstance(find_layer(model, name, role="student"), _SEPARABLE):
+            skip.add(_depthwise_name(name))
+    transform = _Layout(sparse=sparse, skip=frozenset(skip))
 
     def annotate(layer: Any) -> Any:
         copy = type(layer).from_config(layer.get_config())
-        if layer.name in quantization.skip:
-            return copy
-        return tfmot.quantization.keras.quantize_annotate_layer(copy)
+        if _can_be_wrapped(layer):
+            return tfmot.quantization.keras.quantize_annotate_layer(copy)
+        transform.left_float[layer.name] = f"tfmot cannot wrap {type(layer).__name__} as it is used"
+        if sparse and prunable_weights(layer):
+            copy.trainable = False
+            transform.left_float[layer.name] += "; it is frozen, so that its zeros stay"
+        return copy
 
+    known = {type(layer).__name__: type(layer) for layer in model.layers}
+    # Code in a Lambda layer is no risk here: the model that it comes from is already in memory.
+    safe_mode = tf_keras.src.saving.serialization_lib.SafeModeScope(False)
     try:
-        annotated = tf_keras.models.clone_model(model, clone_function=annotate)
-        annotated.set_weights(model.get_weights())
-        quantized = tfmot.quantization.keras.quantize_apply(annotated, _Scheme(transform))
-    except (RuntimeError, ValueError) as error:
+        with tf_keras.utils.custom_object_scope(known), safe_mode:
+            annotated = tf_keras.models.clone_model(model, clone_function=annotate)
+            annotated.set_weights(model.get_weights())
+            quantized = tfmot.quantization.keras.quantize_apply(annotated, _Scheme(transform))
+    except Exception as error:  # tfmot raises what its rewriting happens to run into
         raise ModelError(
             "`student` must be a model that tfmot can quantize.",
-            received=f"{model.name}: {error}",
-            hint="Name the layer in Quantization(skip=[...]), or leave the stage out: "
-            "int8 is then calibrated after training.",
+            received=f"{model.name}: {type(error).__name__}: {error}",
+            hint="Replace that layer, or leave the stage out: int8 is then calibrated after "
+            "training.",
         ) from error
-    left_float = {**transform.left_float, **_without_quantizer(quantized)}
-    return QuantizedModel(quantized, left_float)
+    return QuantizedModel(quantized, {**_without_quantizer(quantized), **transform.left_float})
+
+
+def _can_be_wrapped(layer: Any) -> bool:
+    """Whether it takes one argument and gives one tensor, all that tfmot's wrapper handles."""
+    return all(
+        len(node.call_args) == 1
+        and not node.call_kwargs
+        and tf_keras.backend.is_keras_tensor(node.outputs)
+        and node.outputs.dtype.is_floating
+        and not any(getattr(each, "_keras_mask", None) is not None for each in node.keras_inputs)
+        for node in layer._inbound_nodes
+    )
 
 
 def _without_quantizer(model: Any) -> dict[str, str]:
@@ -197,16 +342,21 @@ def _without_quantizer(model: Any) -> dict[str, str]:
 
 
 def quantized_kernels(model: Any) -> dict[str, Any]:
-    """Every kernel as the quantized model uses it: masked and rounded to its 8-bit grid.
+    """Every kernel as the quantized model uses it: masked, and rounded unless left in float.
 
     Args:
         model: From `quantize`.
 
     Returns:
-        Layer name (as in the float model) to the kernel, a float32 array.
+        Layer name (as in the float model) to the kernel, a float32 array; several kernels of
+        one layer are flat, one after the other.
     """
-    kernels = {}
+    kernels: dict[str, list[Any]] = {}
     for wrapper in model.layers:
         for weight, quantizer, variables in getattr(wrapper, "_weight_vars", ()):
-            kernels[wrapper.layer.name] = quantizer(weight, False, variables).numpy()
-    return kernels
+            kernel = quantizer(weight, False, variables).numpy()
+            kernels.setdefault(wrapper.layer.name, []).append(kernel)
+    return {
+        name: found[0] if len(found) == 1 else np.concatenate([each.ravel() for each in found])
+        for name, found in kernels.items()
+    }

@@ -41,7 +41,7 @@ def settings(cls: type[_Settings]) -> type[_Settings]:
         construct(self, *args, **kwargs)
 
     made.__init__ = checked
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def check_training(epochs: int, learning_rate: float) -> None:

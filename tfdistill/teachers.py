@@ -106,13 +106,14 @@ def as_teacher(teacher: Any, student: Any, layers: Sequence[str] = ()) -> Teache
     if is_functional(teacher):
         _require_same_inputs(teacher, student)
         made = ModelTeacher(teacher, layers)
-        example = probe_inputs(teacher.inputs)
-        refuse_probabilities(made(_as_argument(example)).logits, role="teacher")
+        example = probe_inputs(teacher, like=student)
+        refuse_probabilities(made(example).logits, role="teacher")
         return made
     if not callable(teacher):
         raise ModelError(
             "`teacher` must be a Keras model or a function from inputs to logits.",
-            received=f"{type(teacher).__name__}",
+            received=type(teacher).__name__,
+            hint="A saved model is loaded by td.load_model(path).",
         )
     if layers:
         raise ModelError(
@@ -120,7 +121,7 @@ def as_teacher(teacher: Any, student: Any, layers: Sequence[str] = ()) -> Teache
             received=f"{type(teacher).__name__} and the layers {list(layers)}",
             hint="Leave the feature losses out, or give the model itself.",
         )
-    return FunctionTeacher(teacher, _as_argument(probe_inputs(student.inputs)))
+    return FunctionTeacher(teacher, probe_inputs(student))
 
 
 def identity_of_teacher(teacher: Any, student: Any) -> list[Any]:
@@ -137,11 +138,7 @@ def identity_of_teacher(teacher: Any, student: Any) -> list[Any]:
     if is_functional(teacher):
         return [architecture(teacher), *(np.asarray(weight) for weight in teacher.get_weights())]
     made = as_teacher(teacher, student)
-    return [np.asarray(made(_as_argument(probe_inputs(student.inputs))).logits)]
-
-
-def _as_argument(example: list[tf.Tensor]) -> Any:
-    return example[0] if len(example) == 1 else example
+    return [np.asarray(made(probe_inputs(student)).logits)]
 
 
 def _frozen(outputs: Outputs) -> Outputs:

@@ -133,7 +133,7 @@ def _variables(model: Any) -> list[Any]:
     return list({id(variable): variable for variable in candidates}.values())
 
 
-class _SeedRandomLayers(tf_keras.callbacks.Callback):  # type: ignore[misc]
+class _SeedRandomLayers(tf_keras.callbacks.Callback):
     """Gives dropout and noise the same random numbers in the same epoch, resumed or not."""
 
     def __init__(self, seed: int) -> None:
@@ -141,16 +141,13 @@ class _SeedRandomLayers(tf_keras.callbacks.Callback):  # type: ignore[misc]
         self._seed = seed
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        generators = [
-            generator
-            for module in self.model.submodules
-            if (generator := getattr(getattr(module, "_random_generator", None), "_generator", 0))
-        ]
-        for index, generator in enumerate(dict.fromkeys(generators)):
+        holders = [getattr(module, "_random_generator", None) for module in self.model.submodules]
+        generators = [getattr(holder, "_generator", None) for holder in holders]
+        for index, generator in enumerate(g for g in dict.fromkeys(generators) if g is not None):
             generator.reset_from_seed(seed_of(self._seed, epoch, index))
 
 
-class _StopWhenNotFinite(tf_keras.callbacks.Callback):  # type: ignore[misc]
+class _StopWhenNotFinite(tf_keras.callbacks.Callback):
     def __init__(self, stage: str) -> None:
         super().__init__()
         self._stage = stage
@@ -180,7 +177,7 @@ class _StopWhenNotFinite(tf_keras.callbacks.Callback):  # type: ignore[misc]
         )
 
 
-class _Checkpoint(tf_keras.callbacks.Callback):  # type: ignore[misc]
+class _Checkpoint(tf_keras.callbacks.Callback):
     def __init__(self, stage: Stage, history: dict[str, list[float]]) -> None:
         super().__init__()
         self._stage = stage

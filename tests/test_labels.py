@@ -1,0 +1,132 @@
+"""The label loss per example, and which end of the student it reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfdistill._keras import tf, tf_keras
+from tfdistill.errors import SettingError
+from tfdistill.labels import accuracy_metric, label_loss_for, per_example_label_loss
+
+LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0], [-1.0, 0.25, 1.0]], np.float32)
+LABELS = np.array([0, 2, 2])
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    wide = np.exp(logits.astype(np.float64))
+    return wide / wide.sum(axis=-1, keepdims=True)
+
+
+CROSS_ENTROPY = -np.log(_probabilities(LOGITS)[np.arange(3), LABELS])
+
+
+def _values(loss: Any, labels: Any, predictions: Any, activation: str = "linear") -> Any:
+    compute = per_example_label_loss(loss, activation=activation)
+    return compute(tf.constant(labels), tf.constant(predictions)).numpy()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "sparse_categorical_crossentropy",
+        "SparseCategoricalCrossentropy",
+        tf_keras.losses.sparse_categorical_crossentropy,
+        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        lambda labels, logits: tf.nn.sparse_softmax_cross_entropy_with_logits(labels[:, 0], logits),
+    ],
+    ids=["name", "class name", "function", "object", "own function"],
+)
+def test_cross_entropy_reads_logits(loss: Any) -> None:
+    values = _values(loss, LABELS, LOGITS)
+    np.testing.assert_allclose(values, CROSS_ENTROPY, rtol=1e-6)
+    np.testing.assert_allclose(_values(loss, LABELS[:, None], LOGITS), values, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss", ["sparse_categorical_crossentropy", tf_keras.losses.sparse_categorical_crossentropy]
+)
+def test_cross_entropy_reads_probabilities_where_the_student_returns_them(loss: Any) -> None:
+    probabilities = _probabilities(LOGITS).astype(np.float32)
+    values = _values(loss, LABELS, probabilities, activation="softmax")
+    np.testing.assert_allclose(values, CROSS_ENTROPY, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["categorical_crossentropy", "CategoricalCrossentropy"])
+def test_one_hot_labels(loss: str) -> None:
+    one_hot = np.eye(3, dtype=np.float32)[LABELS]
+    np.testing.assert_allclose(_values(loss, one_hot, LOGITS), CROSS_ENTROPY, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["binary_crossentropy", "bce", "BinaryCrossentropy"])
+def test_binary_labels_are_not_broadcast_to_a_square(loss: str) -> None:
+    logits, labels = LOGITS[:, :1], np.array([1, 0, 1])
+    expected = np.log1p(np.exp(-logits[:, 0].astype(np.float64) * (2 * labels - 1)))
+    np.testing.assert_allclose(_values(loss, labels, logits), expected, rtol=1e-6)
+    sigmoid = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    values = _values(loss, labels, sigmoid, activation="sigmoid")
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+def test_half_precision_predictions_are_computed_in_float32() -> None:
+    large = np.array([[400.0, 0.0]], np.float16)  # squared, too large for float16
+    values = _values("mean_squared_error", np.zeros([1, 2], np.float32), large)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values, [80000.0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation", "message"),
+    [
+        (
+            tf_keras.losses.SparseCategoricalCrossentropy(),
+            "linear",
+            r"`loss` must have from_logits=True: the student returns logits\. Received: "
+            r"SparseCategoricalCrossentropy\(from_logits=False\)",
+        ),
+        (
+            tf_keras.losses.BinaryCrossentropy(from_logits=True),
+            "sigmoid",
+            r"`loss` must have from_logits=False: the student returns probabilities\.",
+        ),
+        (
+            tf_keras.losses.MeanSquaredError(reduction="sum"),
+            "linear",
+            r"`loss` must be averaged over the batch",
+        ),
+        (3, "linear", r"`loss` must be the name of a Keras loss, a Loss, or a function\."),
+    ],
+)
+def test_loss_that_does_not_fit_is_refused(loss: Any, activation: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        per_example_label_loss(loss, activation=activation)
+
+
+@pytest.mark.parametrize(
+    ("labels", "activation", "units", "kind", "from_logits"),
+    [
+        ("integers", "linear", 3, "SparseCategoricalCrossentropy", True),
+        ("integers", "softmax", 3, "SparseCategoricalCrossentropy", False),
+        ("one-hot", "linear", 3, "CategoricalCrossentropy", True),
+        ("integers", "linear", 1, "BinaryCrossentropy", True),
+        ("one-hot", "sigmoid", 3, "BinaryCrossentropy", False),
+    ],
+)
+def test_loss_that_fits_labels_and_student(
+    labels: str, activation: str, units: int, kind: str, from_logits: bool
+) -> None:
+    loss = label_loss_for(labels, activation=activation, units=units)
+    assert type(loss).__name__ == kind
+    assert loss.get_config()["from_logits"] is from_logits
+
+
+def test_accuracy_of_one_logit_is_cut_at_zero() -> None:
+    metric = accuracy_metric("accuracy", activation="linear", units=1)
+    metric.update_state([[1.0], [0.0]], [[0.25], [-0.25]])  # Keras would cut at 0.5
+    assert metric.result() == 1.0
+    assert metric.name == "accuracy"
+    for unchanged in (("accuracy", "sigmoid", 1), ("accuracy", "linear", 3), ("mse", "linear", 1)):
+        name, activation, units = unchanged
+        assert accuracy_metric(name, activation=activation, units=units) == name

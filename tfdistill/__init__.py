@@ -1,0 +1,115 @@
+"""From a trained teacher and a small Keras student to a small, verified LiteRT model.
+
+    import tfdistill as td
+
+Names are imported when they are first used: ``import tfdistill`` itself needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from tfdistill import errors
+from tfdistill.errors import (
+    CertificationError,
+    ConversionError,
+    DataError,
+    ExportError,
+    ModelError,
+    NonFiniteLossError,
+    RunDirectoryError,
+    SettingError,
+    SparsityError,
+    TfdistillError,
+)
+
+if TYPE_CHECKING:  # for type checkers and editors; _LAZY says the same to Python
+    from tfdistill import bridge, losses, teachers
+    from tfdistill.bridge import to_keras3, to_tf_keras
+    from tfdistill.certificate import certify
+    from tfdistill.data import RandomShiftAndFlip, load_dataset
+    from tfdistill.distiller import Distiller
+    from tfdistill.export import Export, Limits, Normalisation
+    from tfdistill.loading import load_model
+    from tfdistill.pipeline import Pipeline, Result
+    from tfdistill.pruning import Pruning
+    from tfdistill.quantization import Quantization
+    from tfdistill.stages import Distillation
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CertificationError",
+    "ConversionError",
+    "DataError",
+    "Distillation",
+    "Distiller",
+    "Export",
+    "ExportError",
+    "Limits",
+    "ModelError",
+    "NonFiniteLossError",
+    "Normalisation",
+    "Pipeline",
+    "Pruning",
+    "Quantization",
+    "RandomShiftAndFlip",
+    "Result",
+    "RunDirectoryError",
+    "SettingError",
+    "SparsityError",
+    "TfdistillError",
+    "bridge",
+    "certify",
+    "errors",
+    "load_dataset",
+    "load_model",
+    "losses",
+    "teachers",
+    "to_keras3",
+    "to_tf_keras",
+]
+
+# Public name -> the module it stands in; a module stands for itself.
+_LAZY = {
+    "Distillation": "stages",
+    "Distiller": "distiller",
+    "Export": "export",
+    "Limits": "export",
+    "Normalisation": "export",
+    "Pipeline": "pipeline",
+    "Pruning": "pruning",
+    "Quantization": "quantization",
+    "RandomShiftAndFlip": "data",
+    "Result": "pipeline",
+    "bridge": "bridge",
+    "certify": "certificate",
+    "load_dataset": "data",
+    "load_model": "loading",
+    "losses": "losses",
+    "teachers": "teachers",
+    "to_keras3": "bridge",
+    "to_tf_keras": "bridge",
+}
+
+
+if not TYPE_CHECKING:  # a checker that saw it would take every misspelt name for a right one
+
+    def __getattr__(name: str) -> object:
+        """Imports a public name when it is first asked for (PEP 562)."""
+        if name in _LAZY:
+            module = importlib.import_module(f"{__name__}.{_LAZY[name]}")
+            found = module if name == _LAZY[name] else getattr(module, name)
+            globals()[name] = found  # the next time Python finds it without coming here
+            return found
+
+        import difflib
+
+        near = difflib.get_close_matches(name, __all__)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{hint}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

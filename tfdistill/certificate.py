@@ -1,0 +1,425 @@
+"""The certificate: an artifact, run in LiteRT on the whole test set, held against its model."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfdistill.comparison import Comparison, compare_classifiers
+from tfdistill.errors import CertificationError, SettingError
+from tfdistill.export import Limits
+from tfdistill.flatbuffer import Operator, inspect_file
+from tfdistill.litert import LiteRTModel, measure_latency
+from tfdistill.sidecar import (
+    check_artifact_path,
+    describe_interface,
+    read_sidecar,
+    sidecar_path,
+    was_exported,
+    write_sidecar,
+)
+
+__all__ = ["Certificate", "Latency", "Limits", "OutputError", "WorstExample", "certify"]
+
+_PACKAGES = (
+    "tfdistill",
+    "tensorflow",
+    "keras",
+    "tf_keras",
+    "tensorflow-model-optimization",
+    "ai-edge-litert",
+    "numpy",
+)
+_WORST = 10
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far the artifact's outputs are from the model's, over all outputs of all examples.
+
+    Attributes:
+        unit: "quantization steps" of the output; "output units" where it is not quantized.
+        scale: One quantization step in output units, `None` where it is not quantized.
+        p50: Half of the outputs err by no more, in `unit`.
+        p99: 99 % of the outputs err by no more, in `unit`.
+        maximum: The largest error, in `unit`.
+        max_absolute: The largest error, in output units.
+        max_relative: The largest error as a share of the model's largest output.
+    """
+
+    unit: str
+    scale: float | None
+    p50: float
+    p99: float
+    maximum: float
+    max_absolute: float
+    max_relative: float
+
+
+@dataclass(frozen=True)
+class WorstExample:
+    """An example on which the artifact's output is far from the model's.
+
+    Attributes:
+        index: Its place in the test set.
+        label: Its class.
+        prediction: The class that the artifact predicts.
+        reference_prediction: The class that the model predicts.
+        error: Its largest output error, in the unit of `OutputError`; `None` where an output is
+            not finite.
+    """
+
+    index: int
+    label: int
+    prediction: int
+    reference_prediction: int
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one example takes on the host, on one thread, feeding and reading left out.
+
+    Attributes:
+        median_ms: Median, milliseconds.
+        p90_ms: 90 % of the runs took no longer, milliseconds.
+        runs: How many runs.
+    """
+
+    median_ms: float
+    p90_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What an artifact is and how it behaves.
+
+    Attributes:
+        artifact: The file's name.
+        sha256: Hash of the file, hexadecimal.
+        format: The format by what is in the file.
+        raw_bytes: Size of the file.
+        gzip_bytes: Its size after gzip.
+        elements: Weights in the file.
+        zeros: Weights that are 0 in the file.
+        weight_zeros: Weight tensor's name to its (zeros, weights).
+        operators: Operators with their types.
+        examples: Size of the test set.
+        classes: Number of classes.
+        accuracy: Share of right classes, in LiteRT.
+        reference_accuracy: Share of right classes, of the model the artifact came from.
+        per_class_accuracy: In LiteRT, by class; `None` for a class without examples.
+        agreement: Share of examples on which both predict the same class.
+        output_error: Difference of their outputs; `None` if no output is finite.
+        worst_examples: Those with the largest difference, worst first.
+        latency: Of the artifact.
+        float32_latency: Of the float32 student, measured in turn with the artifact's.
+        host: What the latencies were measured on.
+        versions: Packages and their versions.
+        limits: What it was held against.
+        failures: What is beyond the limits, a sentence each.
+        label_names: The classes' names.
+        predictions: The artifact's class for each example, int64 `[examples]`; not written.
+    """
+
+    artifact: str
+    sha256: str
+    format: str
+    raw_bytes: int
+    gzip_bytes: int
+    elements: int
+    zeros: int
+    weight_zeros: Mapping[str, tuple[int, int]]
+    operators: tuple[Operator, ...]
+    examples: int
+    classes: int
+    accuracy: float
+    reference_accuracy: float
+    per_class_accuracy: tuple[float | None, ...]
+    agreement: float
+    output_error: OutputError | None
+    worst_examples: tuple[WorstExample, ...]
+    latency: Latency
+    float32_latency: Latency | None
+    host: str
+    versions: Mapping[str, str]
+    limits: Limits
+    failures: tuple[str, ...]
+    label_names: tuple[str, ...] = ()
+    predictions: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within all limits."""
+        return not self.failures
+
+    def raise_if_failed(self) -> None:
+        """Does nothing if the artifact passed.
+
+        Raises:
+            CertificationError: It did not; the message lists the failures.
+        """
+        if self.failures:
+            raise CertificationError(
+                f"`{self.artifact}` must behave as the model it came from.",
+                received=" ".join(self.failures),
+                hint="Look at the worst examples in its certificate; or set other Limits.",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The certificate in JSON's types, without `predictions`."""
+        found = {**asdict(self), "passed": self.passed}
+        del found["predictions"]
+        return found
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Certificate:
+        """The certificate that `to_dict` gave, also after a trip through JSON."""
+        values = {name: value for name, value in content.items() if name != "passed"}
+        for name in ("failures", "label_names", "per_class_accuracy"):
+            values[name] = tuple(values[name])
+        values["operators"] = tuple(Operator(**each) for each in values["operators"])
+        values["worst_examples"] = tuple(WorstExample(**e) for e in values["worst_examples"])
+        single: dict[str, Any] = {
+            "output_error": OutputError,
+            "latency": Latency,
+            "float32_latency": Latency,
+            "limits": Limits,
+        }
+        for name, kind in single.items():
+            values[name] = kind(**values[name]) if values[name] is not None else None
+        values["weight_zeros"] = {k: tuple(v) for k, v in values["weight_zeros"].items()}
+        return cls(**values)
+
+    def write_sidecar(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the certificate into the JSON file beside the artifact.
+
+        What the export wrote there stays: interface, normalisation, label names.
+
+        Args:
+            path: The artifact.
+
+        Returns:
+            The JSON file.
+
+        Raises:
+            CertificationError: The file is not the one that was certified.
+            RunDirectoryError: The JSON file is foreign, or cannot be written.
+        """
+        inspection = inspect_file(path)
+        if inspection.sha256 != self.sha256:
+            raise CertificationError(
+                f"`{path}` must be the file that was certified.",
+                received=f"sha256 {inspection.sha256} instead of {self.sha256}",
+                hint="Certify it again.",
+            )
+        older = read_sidecar(path)
+        if older is None and sidecar_path(path).exists():
+            check_artifact_path(path)  # raises: that file is not ours
+        kept = older if older is not None and was_exported(older, self.sha256) else None
+        return write_sidecar(
+            path,
+            inspection=inspection,
+            format=kept["artifact"]["format"] if kept else self.format,
+            method=kept["artifact"]["method"] if kept else "unknown",
+            interface=kept["interface"]
+            if kept
+            else describe_interface(inspection, label_names=self.label_names),
+            certificate=self.to_dict(),
+            exported=kept is not None,
+        )
+
+
+def certify(
+    path: str | os.PathLike[str],
+    model: Any,
+    data: Any,
+    *,
+    limits: Limits | None = None,
+    float32_path: str | os.PathLike[str] | None = None,
+    label_names: Sequence[str] = (),
+) -> Certificate:
+    """Runs an artifact in LiteRT on a test set and holds it against the model it came from.
+
+    For classifiers with one output `[batch, classes]`, or `[batch, 1]` for two classes: class 1
+    is then a probability above 0.5, where the artifact ends in a sigmoid, or a logit above 0.
+    The set is read batch by batch; outputs and labels are kept, inputs are not.
+
+    Args:
+        path: The `.tflite` file.
+        model: What it came from: a tf_keras model (simulating 8-bit arithmetic, after
+            quantization-aware training), a Keras 3 model, or a function from a batch of inputs
+            to outputs of the artifact's shape.
+        data: Batches `(x, y)` or `(x, y, weights)`, such as a `tf.data.Dataset`, or one such
+            tuple of arrays. `x` is what the model takes; `y` is class numbers `[batch]` or
+            one-hot rows `[batch, classes]`. Weights are not used.
+        limits: What passes; by default the format's own limits.
+        float32_path: The float32 student's artifact, to compare latencies.
+        label_names: The classes' names.
+
+    Raises:
+        CertificationError: The artifact needs operators that cannot be run here. What it does
+            wrong is not raised but written in the certificate: see `raise_if_failed`.
+        DataError: The data is empty or endless, has other shapes, or labels outside the classes.
+        ModelError: The file is no LiteRT model, or model and artifact are no such classifiers.
+        SettingError: There are not as many label names as classes.
+
+    Example:
+        >>> certificate = td.certify("student_int8.tflite", model, (test_images, test_labels))
+        >>> certificate.passed, certificate.accuracy
+        (True, 0.9663)
+    """
+    inspection = inspect_file(path)
+    if inspection.custom_operators:
+        raise CertificationError(
+            f"`{path}` must have only operators built into LiteRT, to be certified here.",
+            received=", ".join(inspection.custom_operators),
+            hint="Replace the layers that need them, or test the artifact in the app.",
+        )
+    artifact = LiteRTModel(path)
+    run = compare_classifiers(artifact, model, data)
+    if label_names and len(label_names) != run.classes:
+        raise SettingError(
+            f"`label_names` must be {run.classes} names, one for each class.",
+            received=tuple(label_names),
+        )
+    limits = (limits or Limits()).for_format(inspection.format)
+    output_error, worst = _compare(run, inspection.output_scales[artifact.outputs[0].name])
+    latency, float32_latency = _latencies(artifact, float32_path, run.first)
+    right = run.predictions == run.labels
+    certificate = Certificate(
+        artifact=Path(path).name,
+        sha256=inspection.sha256,
+        format=inspection.format,
+        raw_bytes=inspection.raw_bytes,
+        gzip_bytes=inspection.gzip_bytes,
+        elements=inspection.elements,
+        zeros=inspection.zeros,
+        weight_zeros={each.name: (each.zeros, each.elements) for each in inspection.weights},
+        operators=inspection.operators,
+        examples=len(run.labels),
+        classes=run.classes,
+        accuracy=float(np.mean(right)),
+        reference_accuracy=float(np.mean(run.reference_predictions == run.labels)),
+        per_class_accuracy=tuple(
+            float(np.mean(right[run.labels == label])) if label in run.labels else None
+            for label in range(run.classes)
+        ),
+        agreement=float(np.mean(run.predictions == run.reference_predictions)),
+        output_error=output_error,
+        worst_examples=worst,
+        latency=latency,
+        float32_latency=float32_latency,
+        host=f"{_processor()} (host CPU, one thread: no phone)",
+        versions=_versions(),
+        limits=limits,
+        failures=(),
+        label_names=tuple(label_names),
+        predictions=run.predictions,
+    )
+    return replace(certificate, failures=_failures(certificate, run))
+
+
+def _compare(
+    run: Comparison, scale: float | None
+) -> tuple[OutputError | None, tuple[WorstExample, ...]]:
+    """The difference of the outputs, over all of them and by example."""
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(run.outputs.astype(np.float64) - run.reference_outputs)
+    errors = difference / (scale or 1.0)
+    finite = errors[np.isfinite(errors)]
+    summary = None
+    if finite.size:
+        largest = np.abs(run.reference_outputs[np.isfinite(run.reference_outputs)]).max(initial=0)
+        absolute = float(difference[np.isfinite(difference)].max())
+        summary = OutputError(
+            unit="quantization steps" if scale else "output units",
+            scale=scale,
+            p50=float(np.quantile(finite, 0.5)),
+            p99=float(np.quantile(finite, 0.99)),
+            maximum=float(finite.max()),
+            max_absolute=absolute,
+            max_relative=absolute / float(largest) if largest else 0.0,
+        )
+    by_example = np.nan_to_num(errors, nan=np.inf).max(axis=1)
+    worst = tuple(
+        WorstExample(
+            index=int(index),
+            label=int(run.labels[index]),
+            prediction=int(run.predictions[index]),
+            reference_prediction=int(run.reference_predictions[index]),
+            error=float(by_example[index]) if np.isfinite(by_example[index]) else None,
+        )
+        for index in np.argsort(-by_example, kind="stable")[:_WORST]
+        if by_example[index] > 0
+    )
+    return summary, worst
+
+
+def _failures(certificate: Certificate, run: Comparison) -> tuple[str, ...]:
+    limits, failures = certificate.limits, []
+    for who, outputs in (("artifact", run.outputs), ("model", run.reference_outputs)):
+        broken = np.count_nonzero(~np.isfinite(outputs).all(axis=1))
+        if broken:
+            failures.append(
+                f"The {who} gives NaN or infinity on {broken} of {certificate.examples} examples."
+            )
+    drop = certificate.reference_accuracy - certificate.accuracy
+    if limits.max_accuracy_drop is not None and drop > limits.max_accuracy_drop + 1e-9:
+        failures.append(
+            f"Accuracy drops by {drop:.4f}, from {certificate.reference_accuracy:.4f} to "
+            f"{certificate.accuracy:.4f}; the limit is {limits.max_accuracy_drop:.4f}."
+        )
+    if limits.min_agreement is not None and certificate.agreement < limits.min_agreement - 1e-9:
+        failures.append(
+            f"Artifact and model agree on {certificate.agreement:.4f} of the examples; the limit "
+            f"is {limits.min_agreement:.4f}."
+        )
+    error, steps = certificate.output_error, limits.max_output_error_steps
+    if steps is not None and error is not None and error.scale and error.p99 > steps:
+        failures.append(
+            f"1 % of the outputs err by more than {error.p99:.2f} quantization steps; the limit "
+            f"is {steps:g}."
+        )
+    return tuple(failures)
+
+
+def _latencies(
+    artifact: LiteRTModel,
+    float32_path: str | os.PathLike[str] | None,
+    example: dict[str, np.ndarray],
+) -> tuple[Latency, Latency | None]:
+    models = [artifact] if float32_path is None else [artifact, LiteRTModel(float32_path)]
+    times = measure_latency([model.seconds_per_run(example) for model in models])
+    found = [
+        Latency(float(np.median(each)), float(np.quantile(each, 0.9)), len(each)) for each in times
+    ]
+    return found[0], found[1] if float32_path is not None else None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
+            found[name] = "not installed"
+    return found
