@@ -113,7 +113,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         step = statistics.median(values) / arguments.steps
         print(f"{name}: {1000 * step:.1f} ms a step (median of {len(values)} rounds)")
     for other in ("parts", "keras"):
-        ratios = [ours / theirs for ours, theirs in zip(seconds["ours"], seconds[other])]
+        ratios = [
+            ours / theirs for ours, theirs in zip(seconds["ours"], seconds[other], strict=True)
+        ]
         spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
         print(f"ours / {other}: {statistics.median(ratios):.3f} ({spread})")
 

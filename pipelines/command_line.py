@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfdistill.errors import CertificationError, TfdistillError
@@ -83,9 +83,9 @@ def _plain_fields(kind: type) -> dict[str, tuple[type, bool]]:
         choices = [part for part in typing.get_args(hint) if part is not type(None)]
         if hint in (*_PLAIN, bool):
             found[field.name] = (hint, False)
-        elif typing.get_origin(hint) is tuple and choices[0] in _PLAIN:
+        elif typing.get_origin(hint) in (tuple, Sequence) and choices[0] in _PLAIN:
             found[field.name] = (choices[0], True)
-        elif typing.get_origin(hint) is not tuple and len(choices) == 1 and choices[0] in _PLAIN:
+        elif type(None) in typing.get_args(hint) and len(choices) == 1 and choices[0] in _PLAIN:
             found[field.name] = (choices[0], False)
     return found
 

@@ -71,9 +71,7 @@ def train_teacher(data: Any, path: Path, *, epochs: int, seed: int) -> keras.Mod
     keras.utils.set_random_seed(seed)
     teacher = build_teacher()
     teacher.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    teacher.fit(
-        data.train, epochs=epochs, shuffle=False, verbose=1 if sys.stdout.isatty() else 2
-    )
+    teacher.fit(data.train, epochs=epochs, shuffle=False, verbose=1 if sys.stdout.isatty() else 2)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"unfinished-{path.name}")
     teacher.save(unfinished)

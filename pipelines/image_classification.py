@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         losses = [settings_from(arguments, "soft-targets", td.losses.SoftTargets)]
         limits = settings_from(arguments, "limits", td.Limits)
         more = {"distillation": {"losses": losses}, "export": {"limits": limits}}
-        made = {
+        made: dict[str, Any] = {
             name: None
             if getattr(arguments, f"no_{name}", False)
             else settings_from(arguments, name, kind, **more.get(name, {}))

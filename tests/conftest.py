@@ -43,6 +43,18 @@ def clean_session(two_devices: None) -> None:
 
 
 @pytest.fixture(scope="session")
+def two_replicas(two_devices: None) -> Any:
+    """The one strategy of two replicas for all tests that train.
+
+    Collectives are numbered anew by each strategy: a second one in the process would get the
+    buffers of the first.
+    """
+    from tfdistill._keras import tf
+
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder with real data sets, laid out as CONTRIBUTING says."""
     folder = os.environ.get("TFDISTILL_TEST_DATA")

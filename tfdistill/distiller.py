@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 
 from tfdistill import bridge
 from tfdistill._keras import keras, tf, tf_keras
-from tfdistill.errors import DataError, ModelError, SettingError
+from tfdistill.errors import DataError, ModelError, SettingError, TfdistillError
 from tfdistill.labels import LabelLoss, accuracy_metric, per_example_label_loss
 from tfdistill.losses import DistillationLoss, Shapes
 from tfdistill.outputs import (
@@ -38,6 +39,7 @@ class _Step(NamedTuple):
     predictions: tf.Tensor  # [batch, classes], the student's own output
     agreement: tf.Tensor  # [batch], 1 where both predict the same class
     example_weights: tf.Tensor  # [batch]
+    regularization: tf.Tensor  # one number, of the weights as they were in the forward pass
 
 
 @dataclass
@@ -64,7 +66,7 @@ class Distiller(tf_keras.Model):
     `jit_compile`.
 
     The teacher runs with `training=False`, gets no gradient and is not part of this model's
-    weights. `save` writes the student alone.
+    weights. `save` and `save_weights` write the student alone.
 
     Args:
         student: Functional or Sequential, Keras 3 or tf_keras, one output of `[batch, classes]`
@@ -215,9 +217,15 @@ class Distiller(tf_keras.Model):
                     hint=f"Use tf_keras.callbacks.{type(callback).__name__}.",
                 )
         try:
-            return super().fit(*args, **kwargs)
+            with _own_errors():
+                return super().fit(*args, **kwargs)
         finally:
             _ = self.student
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras' `evaluate`; changes nothing but metrics."""
+        with _own_errors():
+            return super().evaluate(*args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step on one batch; called by `fit`."""
@@ -225,9 +233,8 @@ class Distiller(tf_keras.Model):
         teacher = self._parts.teacher(inputs)
         with tf.GradientTape() as tape:
             step = self._step(teacher, inputs, labels, sample_weight, training=True)
-            loss = self._mean_over_replicas(step.total) + self._regularization() / (
-                self.distribute_strategy.num_replicas_in_sync
-            )
+            replicas = self.distribute_strategy.num_replicas_in_sync
+            loss = self._mean_over_replicas(step.total) + step.regularization / replicas
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
         return self._log(step, labels, sample_weight)
 
@@ -289,6 +296,7 @@ class Distiller(tf_keras.Model):
             predictions=predictions,
             agreement=tf.cast(agreement, tf.float32),
             example_weights=example_weights,
+            regularization=self._regularization(),
         )
 
     def _mean_over_replicas(self, per_example: tf.Tensor) -> tf.Tensor:
@@ -309,7 +317,7 @@ class Distiller(tf_keras.Model):
 
     def _log(self, step: _Step, labels: Any, sample_weight: Any) -> dict[str, tf.Tensor]:
         trackers = self._parts.trackers
-        trackers["loss"].update_state(step.total + self._regularization())
+        trackers["loss"].update_state(step.total + step.regularization)
         for name, values in step.terms.items():
             trackers[name].update_state(values * step.example_weights)
         trackers["teacher_agreement"].update_state(step.agreement)
@@ -321,6 +329,18 @@ class Distiller(tf_keras.Model):
             result = metric.result()
             results.update(result if isinstance(result, Mapping) else {metric.name: result})
         return results
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raises errors of this library as such that autograph made its own, while tracing a step."""
+    try:
+        yield
+    except Exception as error:
+        origin = error.__context__
+        if isinstance(origin, TfdistillError) and hasattr(origin, "ag_error_metadata"):
+            raise origin from None
+        raise
 
 
 def _check_losses(losses: Any, label_loss_weight: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
 from tfdistill.errors import SettingError, SparsityError
+from tfdistill.layer_configs import clone_tf_keras_layer
 from tfdistill.outputs import find_layer
 from tfdistill.settings import check_training, settings
 
@@ -256,7 +257,9 @@ def wrap_for_pruning(model: Any, pruning: Pruning, plan: PruningPlan, steps: int
 
 def copy_model(model: Any) -> Any:
     """A functional tf_keras model's copy with its own layers and the same weights."""
-    copy = tf_keras.models.clone_model(model)
+    copy = tf_keras.models.clone_model(
+        model, clone_function=lambda layer: clone_tf_keras_layer(layer, layer.name, {})
+    )
     copy.set_weights(model.get_weights())
     return copy
 

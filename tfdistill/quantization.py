@@ -312,7 +312,18 @@ def quantize(model: Any, quantization: Quantization, *, sparse: bool) -> Quantiz
             hint="Replace that layer, or leave the stage out: int8 is then calibrated after "
             "training.",
         ) from error
+    _synchronize_as_before(model, quantized)
     return QuantizedModel(quantized, {**_without_quantizer(quantized), **transform.left_float})
+
+
+def _synchronize_as_before(model: Any, quantized: Any) -> None:
+    """Makes BatchNormalization synchronized again: its config, which tfmot clones, forgets it."""
+    normalization = tf_keras.layers.BatchNormalization
+    before = {layer.name for layer in model.layers if getattr(layer, "synchronized", False)}
+    for layer in quantized.layers:
+        inner = getattr(layer, "layer", layer)
+        if isinstance(inner, normalization) and inner.name in before:
+            inner.synchronized, inner.fused = True, False
 
 
 def _can_be_wrapped(layer: Any) -> bool:

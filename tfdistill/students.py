@@ -8,6 +8,7 @@ from typing import Any
 from tfdistill import bridge
 from tfdistill._keras import keras, tf_keras
 from tfdistill.errors import ModelError
+from tfdistill.layer_configs import clone_tf_keras_layer
 from tfdistill.outputs import is_functional
 
 _SEPARABLE = ("softmax", "sigmoid")
@@ -35,7 +36,7 @@ class PreparedStudent:
         if isinstance(self.original, keras.Model):
             return bridge.rebuild_keras3(self.original, trained)
         model = tf_keras.models.clone_model(self.original)
-        model.set_weights(trained.get_weights())
+        bridge.copy_weights_back(trained, model)
         return model
 
 
@@ -57,18 +58,19 @@ def prepare_student(student: Any) -> PreparedStudent:
     model = bridge.to_tf_keras(student)
     last = model.outputs[0]._keras_history.layer
     activation = getattr(getattr(last, "activation", None), "__name__", "linear")
-    fused = activation in _SEPARABLE and not isinstance(last, tf_keras.layers.Activation)
+    separable = activation in _SEPARABLE and not isinstance(last, tf_keras.layers.Activation)
 
     def rebuild(layer: Any) -> Any:
         config = layer.get_config()
         if getattr(layer, "_random_generator", None) is not None and "rng_type" not in config:
-            config["rng_type"] = "stateful"  # a state of its own, which a resumed run can set
-        if fused and layer is last:
-            config["activation"] = "linear"
-        return type(layer).from_config(config)
+            # a state of its own, which a resumed run can set
+            return type(layer).from_config({**config, "rng_type": "stateful"})
+        if separable and layer is last:
+            return type(layer).from_config({**config, "activation": "linear"})
+        return clone_tf_keras_layer(layer, layer.name, {})
 
     copy = tf_keras.models.clone_model(model, clone_function=rebuild)
-    if fused:
+    if separable:
         # Quantization and the logits both need the layer without its activation.
         separate = tf_keras.layers.Activation(activation, name=f"{last.name}_{activation}")
         copy = tf_keras.Model(copy.inputs, separate(copy.outputs[0]), name=copy.name)
