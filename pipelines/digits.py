@@ -2,8 +2,8 @@
 
     python -m pipelines.digits
 
-Takes scikit-learn's 1797 real 8x8 digits, trains a teacher of 163 000 parameters, distils a
-student of 5 000, prunes it to 75 % zeros, trains it quantization-aware, and writes
+Takes scikit-learn's 1797 real 8x8 digits, trains a teacher of 114 000 parameters, distils a
+student of 6 200, prunes it to 75 % zeros, trains it quantization-aware, and writes
 `student_int8.tflite` and `student_float16.tflite` with certificates and a report into
 `saved_models/digits`. Run it again and every finished stage is taken from there.
 """
@@ -43,9 +43,9 @@ def build_student() -> keras.Model:
     from keras import Input, Model, layers
 
     x = image = Input((8, 8, 1), name="image")
-    for filters, strides in ((12, 1), (24, 2)):
+    for filters, strides in ((16, 1), (32, 2)):
         x = layers.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False)(x)
-        x = layers.BatchNormalization()(x)
+        x = layers.BatchNormalization(momentum=0.9)(x)  # an epoch has few steps
         x = layers.ReLU()(x)
     x = layers.AveragePooling2D(2)(x)
     return Model(image, layers.Dense(10, name="logits")(layers.Flatten()(x)), name="student")
@@ -103,12 +103,12 @@ def digits(run_dir: str | Path = "saved_models/digits", *, seed: int = 0) -> td.
     keras.utils.set_random_seed(seed)
     pipeline = td.Pipeline(
         distillation=td.Distillation(
-            losses=[td.losses.SoftTargets(temperature=4.0, weight=0.9)],
-            label_loss_weight=0.1,
+            losses=[td.losses.SoftTargets(temperature=2.0, weight=0.5)],
+            label_loss_weight=0.5,
             epochs=40,
             learning_rate=5e-3,
         ),
-        pruning=td.Pruning(sparsity=0.75, epochs=20, learning_rate=3e-3),
+        pruning=td.Pruning(sparsity=0.75, epochs=20, learning_rate=5e-3),
         quantization=td.Quantization(epochs=8, learning_rate=1e-3),
         export=td.Export(
             formats=("int8", "float16"),

@@ -250,7 +250,7 @@ def test_validation_may_have_labels_where_training_has_none() -> None:
 
 
 def _count_calls(library: Any, calls: list[str], who: str) -> Any:
-    class Counting(library.layers.Layer):  # type: ignore[name-defined, misc]
+    class Counting(library.layers.Layer):
         def call(self, inputs: Any) -> Any:
             calls.append(who)
             return inputs
@@ -300,7 +300,7 @@ CASES = {
 def test_two_replicas_are_one(case: str, two_replicas: Any) -> None:
     arrays = examples(15)  # 6, 6, 3: the last batch is split into 2 and 1
     data = tf.data.Dataset.from_tensor_slices(arrays).batch(6)
-    results = []
+    results: list[Any] = []
     for scope in (contextlib.nullcontext(), two_replicas.scope()):
         teacher = _teacher()  # not in the scope: it is only read
         with scope:
@@ -529,7 +529,7 @@ def test_keras3_optimizer_loss_and_metrics_are_taken() -> None:
 # --- callbacks ---
 
 
-class _Interrupt(tf_keras.callbacks.Callback):  # type: ignore[misc]
+class _Interrupt(tf_keras.callbacks.Callback):
     """Raises in the second epoch, after a step of it."""
 
     def __init__(self, error: type[BaseException]) -> None:
@@ -745,7 +745,7 @@ def test_setting_is_refused(settings: dict[str, Any], message: str) -> None:
 
 
 def _subclassed_student() -> Any:
-    class Subclassed(tf_keras.Model):  # type: ignore[misc]
+    class Subclassed(tf_keras.Model):
         def call(self, inputs: Any) -> Any:
             return inputs
 

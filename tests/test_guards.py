@@ -131,7 +131,7 @@ def test_two_forward_passes_a_step_not_three() -> None:
     calls: list[str] = []
 
     def counted(library: Any, who: str) -> Any:
-        class Counting(library.layers.Layer):  # type: ignore[name-defined, misc]
+        class Counting(library.layers.Layer):
             def call(self, inputs: Any) -> Any:
                 calls.append(who)
                 return inputs

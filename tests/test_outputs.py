@@ -241,11 +241,11 @@ def test_probabilities_are_told_from_logits() -> None:
 
 @each_library
 def test_only_models_whose_graph_says_everything_are_functional(library: Any) -> None:
-    class Doubling(library.Model):  # type: ignore[name-defined, misc]
+    class Doubling(library.Model):
         def call(self, inputs: Any) -> Any:
             return 2 * super().call(inputs)
 
-    class Subclassed(library.Model):  # type: ignore[name-defined, misc]
+    class Subclassed(library.Model):
         def call(self, inputs: Any) -> Any:
             return inputs
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tfdistill as td
-from tfdistill._keras import keras, tf, tf_keras
+from tfdistill._keras import keras, tf_keras
 
 _ANY = td.Limits(max_accuracy_drop=1.0, min_agreement=0.0)
 
@@ -214,7 +214,7 @@ def test_a_function_teaches_and_int8_is_calibrated_without_a_stage(
 
 
 def test_two_devices_end_in_the_weights_of_one(
-    teacher: Any, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+    teacher: Any, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path, two_replicas: Any
 ) -> None:
     train, test = _split(digits)
 
@@ -233,7 +233,7 @@ def test_two_devices_end_in_the_weights_of_one(
         baseline=False,
     )
     one = pipeline.run(plain(), teacher, train, test=test, run_dir=tmp_path / "one", verbose=0)
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with two_replicas.scope():
         two = pipeline.run(plain(), teacher, train, test=test, run_dir=tmp_path / "two", verbose=0)
     for ours, theirs in zip(one.student.get_weights(), two.student.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)

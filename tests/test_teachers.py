@@ -25,7 +25,7 @@ def _sequential(library: Any) -> Any:
 def _subclassed(library: Any, *, knows_training: bool) -> Any:
     """A subclassed model around a perceptron, whose `call` has `training` or not."""
 
-    class Subclassed(library.Model):  # type: ignore[name-defined, misc]
+    class Subclassed(library.Model):
         def __init__(self) -> None:
             super().__init__()
             self.inner = perceptron(library)

@@ -12,6 +12,7 @@ from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
 from tfdistill.errors import ModelError
 from tfdistill.outputs import find_layer
 from tfdistill.pruning import layer_names, prunable_weights
+from tfdistill.quantizers import FloatConfig, KernelQuantizer, RangeQuantizer, join
 from tfdistill.settings import check_training, settings
 
 _QUANTIZATION = "quantization.keras"
@@ -21,10 +22,8 @@ layout: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_quantize_layout_transform
 registry: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_quantize_registry")
 transforms: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_transforms")
 transformer: Any = tfmot_internal(f"{_QUANTIZATION}.graph_transformations.model_transformer")
+_InputQuantizer: Any = tfmot_internal(f"{_QUANTIZATION}.quantize_layer").QuantizeLayer
 activations: Any = tfmot_internal(f"{_QUANTIZATION}.quantize_aware_activation")
-preserving: Any = tfmot_internal(
-    f"{_QUANTIZATION}.collab_opts.prune_preserve.prune_preserve_quantize_registry"
-)
 
 _KERNEL_LAYERS = {
     tf_keras.layers.Conv2D: "kernel",
@@ -32,9 +31,9 @@ _KERNEL_LAYERS = {
     tf_keras.layers.DepthwiseConv2D: "depthwise_kernel",
     tf_keras.layers.Dense: "kernel",
 }
-# LiteRT's converter folds a BatchNormalization into a float kernel here, but not into one that
-# is quantized: tfmot's merging of the two would leave both in float.
-_NOT_FOLDED = (tf_keras.layers.Conv2DTranspose, tf_keras.layers.Dense)
+# A quantized kernel of these has one range, not one for each channel, so LiteRT's converter
+# cannot fold a BatchNormalization into it: merging the two, as tfmot does, leaves both in float.
+_ONE_RANGE = (tf_keras.layers.Conv2DTranspose, tf_keras.layers.Dense)
 
 _FUSED = ("linear", "relu", "relu6")  # activations that are part of the kernel's operator
 _QUANTIZED_BEFORE = activations.QuantizeAwareActivation._PRE_QUANT_ACTIVATIONS
@@ -45,7 +44,27 @@ _ACTIVATIONS = (  # that tfmot quantizes inside a layer
 )
 # tfmot refuses these although fake-quantizing their output is all they need.
 _OUTPUT_ONLY = ("Maximum", "Minimum", "Multiply", "Subtract")
+# LiteRT computes these with one range for all inputs and the output. Where they were trained
+# with several, its converter takes one of them and clips to it.
+_ONE_RANGE_FOR_ALL = ("AveragePooling1D", "AveragePooling2D", "Concatenate", "Maximum", "Minimum")
 _RECURRENT = (tf_keras.layers.RNN, tf_keras.layers.Bidirectional)
+# Layers without a quantizer that give on values as they come: their output has their input's.
+_PASSING_ON = (
+    "Concatenate",
+    "Cropping1D",
+    "Cropping2D",
+    "Dropout",
+    "Flatten",
+    "GlobalMaxPooling1D",
+    "GlobalMaxPooling2D",
+    "MaxPooling2D",
+    "Permute",
+    "Reshape",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "ZeroPadding1D",
+    "ZeroPadding2D",
+)
 _SEPARABLE = (tf_keras.layers.SeparableConv1D, tf_keras.layers.SeparableConv2D)
 
 
@@ -111,44 +130,6 @@ def _depthwise_name(separable: str) -> str:
     return f"{separable}/depthwise"
 
 
-class _KeepZeros(tfmot.quantization.keras.quantizers.Quantizer):
-    """Leaves a pruned kernel in float, but its zeros where they are."""
-
-    def __init__(self, kernel: Any) -> None:
-        self._kernel = kernel
-
-    def build(self, tensor_shape: Any, name: str, layer: Any) -> Any:
-        return {"mask": tf.cast(tf.not_equal(self._kernel, 0), self._kernel.dtype)}
-
-    def __call__(self, inputs: Any, training: Any, weights: Any, **kwargs: Any) -> tf.Tensor:
-        return inputs * weights["mask"]
-
-    def get_config(self) -> Any:
-        return {}
-
-
-class _FloatConfig(configs.Default8BitOutputQuantizeConfig):
-    """A layer that computes in float, with its output quantized or not."""
-
-    def __init__(self, layer: Any, *, quantize_output: bool, sparse: bool) -> None:
-        super().__init__(quantize_output)
-        kernels = prunable_weights(layer) if sparse else []
-        self._places = [
-            (module, attribute)
-            for module in (layer, *layer.submodules)
-            for attribute, value in vars(module).items()
-            if any(value is kernel for kernel in kernels)
-        ]
-
-    def get_weights_and_quantizers(self, layer: Any) -> Any:
-        kernels = [getattr(module, attribute) for module, attribute in self._places]
-        return [(kernel, _KeepZeros(kernel)) for kernel in kernels]
-
-    def set_quantize_weights(self, layer: Any, quantize_weights: Any) -> None:
-        for (module, attribute), kernel in zip(self._places, quantize_weights, strict=True):
-            setattr(module, attribute, kernel)
-
-
 class _Layout(layout.Default8BitQuantizeLayoutTransform):
     """tfmot's rewriting of the graph, corrected in what it decides per layer."""
 
@@ -170,12 +151,12 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
         model, decided = super().apply(model, decided)
         outputs = {tensor._keras_history.layer.name for tensor in model.outputs}
         for layer in model.layers:
-            if isinstance(layer, _NOT_FOLDED) and _activation(layer) == "NoOpActivation":
+            if isinstance(layer, _ONE_RANGE) and _activation(layer) == "NoOpActivation":
                 layer.activation = tf_keras.activations.linear
             if "quantize_config" in decided.get(layer.name, ()):
                 config = decided[layer.name]["quantize_config"]
-                decided[layer.name]["quantize_config"] = self._config(
-                    layer, config, is_output=layer.name in outputs
+                decided[layer.name]["quantize_config"] = _with_range_quantizers(
+                    self._config(layer, config, is_output=layer.name in outputs)
                 )
         return model, decided
 
@@ -185,7 +166,7 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
             self.left_float[layer.name] = "named in `skip`"
             merged = merged or _activation(layer) == "NoOpActivation"
             quantize_output = bool(layer.weights) and not merged and not is_output
-            return _FloatConfig(layer, quantize_output=quantize_output, sparse=self._sparse)
+            return FloatConfig(layer, quantize_output=quantize_output, keep_zeros=self._sparse)
         if type(layer) in _KERNEL_LAYERS:
             return self._kernel_config(layer, config, merged=merged)
         kind = _kind(layer)
@@ -199,7 +180,7 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
             self.left_float.setdefault(layer.name, f"tfmot has no quantizer for {kind}")
         # The converter would fail on a recurrent layer between quantized ones.
         quantize_output = not is_output and not isinstance(layer, _RECURRENT)
-        return _FloatConfig(layer, quantize_output=quantize_output, sparse=self._sparse)
+        return FloatConfig(layer, quantize_output=quantize_output, keep_zeros=self._sparse)
 
     def _kernel_config(self, layer: Any, config: Any, *, merged: bool) -> Any:
         full, activation = self._known.get_quantize_config(layer), _activation(layer)
@@ -213,8 +194,9 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
             quantized = [] if activation in _FUSED else full.activation_attrs
             config = type(full)(full.weight_attrs, quantized, False)
         config = config or full
-        if self._sparse:
-            config.weight_quantizer = _preserving(config)
+        config.weight_quantizer = KernelQuantizer(
+            per_channel=not isinstance(layer, _ONE_RANGE), keep_zeros=self._sparse
+        )
         return config
 
 
@@ -232,7 +214,7 @@ def _computes_in_float(layer: Any, config: Any) -> bool:
     """Whether the converter will have ranges only around what the layer is made of."""
     kind, inputs = type(layer).__name__, tf.nest.flatten(layer.get_input_at(0))
     if kind in ("BatchNormalization", "SyncBatchNormalization"):
-        return config is None or isinstance(inputs[0]._keras_history.layer, _NOT_FOLDED)
+        return config is None or isinstance(inputs[0]._keras_history.layer, _ONE_RANGE)
     return kind == "Average" or (kind in ("Add", "Multiply") and len(inputs) > 2)
 
 
@@ -245,11 +227,13 @@ class _Scheme(tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme):
         return self._transform
 
 
-def _preserving(config: Any) -> Any:
-    """A weight quantizer that multiplies with the kernel's own pattern of zeros first."""
-    if isinstance(config, registry.Default8BitConvQuantizeConfig):
-        return preserving.PrunePreserveDefault8BitConvWeightsQuantizer()
-    return preserving.PrunePreserveDefault8BitWeightsQuantizer()
+def _with_range_quantizers(config: Any) -> Any:
+    """The same, with our quantizer for outputs wherever it has tfmot's."""
+    if hasattr(config, "activation_quantizer"):
+        config.activation_quantizer = RangeQuantizer()
+    wanted = config.get_output_quantizers
+    config.get_output_quantizers = lambda layer: [RangeQuantizer() for _ in wanted(layer)]
+    return config
 
 
 def _supports(known: Any, layer: Any) -> bool:
@@ -313,6 +297,7 @@ def quantize(model: Any, quantization: Quantization, *, sparse: bool) -> Quantiz
             "training.",
         ) from error
     _synchronize_as_before(model, quantized)
+    _join_ranges(quantized)
     return QuantizedModel(quantized, {**_without_quantizer(quantized), **transform.left_float})
 
 
@@ -324,6 +309,35 @@ def _synchronize_as_before(model: Any, quantized: Any) -> None:
         inner = getattr(layer, "layer", layer)
         if isinstance(inner, normalization) and inner.name in before:
             inner.synchronized, inner.fused = True, False
+
+
+def _join_ranges(model: Any) -> None:
+    for layer in model.layers:
+        if isinstance(layer, _InputQuantizer):
+            layer.quantizer = RangeQuantizer(all_seen=True)
+        inner = getattr(layer, "layer", layer)
+        if type(inner).__name__ in _ONE_RANGE_FOR_ALL:
+            join([*_ranges_before(layer), *_own_ranges(layer)])
+
+
+def _ranges_before(layer: Any) -> list[dict[str, Any]]:
+    """The ranges of what a layer reads, through layers that only pass it on."""
+    ranges = []
+    for origin in tf.nest.flatten([node.inbound_layers for node in layer._inbound_nodes]):
+        own = _own_ranges(origin)
+        passes_on = type(getattr(origin, "layer", None)).__name__ in _PASSING_ON
+        ranges += own if own or not passes_on else _ranges_before(origin)
+    return ranges
+
+
+def _own_ranges(layer: Any) -> list[dict[str, Any]]:
+    """The range of a layer's output, if it is rounded to one."""
+    if isinstance(layer, _InputQuantizer):
+        return [layer.quantizer_vars]
+    if getattr(layer, "_output_quantizers", ()):
+        return [layer._output_quantizer_vars]
+    activations = getattr(layer, "_quantize_activations", ())
+    return [each._post_activation_vars for each in activations if each._should_post_quantize()]
 
 
 def _can_be_wrapped(layer: Any) -> bool:

@@ -79,7 +79,10 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
     report = Report(
         title=directory.name,
         rows=tuple(rows),
-        histories={student.stage: _curves(student.history) for student in students},
+        histories={
+            "student alone" if student is finished.alone else student.stage: _curves(student)
+            for student in students
+        },
         label_names=pipeline.export.label_names,
         disagreements=_disagreements(finished),
         advice=advice(rows, test_examples=examples),
@@ -180,8 +183,8 @@ def _examples(test: Any, wanted: set[int]) -> dict[int, np.ndarray | None]:
     return found
 
 
-def _curves(history: Mapping[str, Any]) -> dict[str, list[float]]:
-    return {name: values for name, values in history.items() if name != "seconds"}
+def _curves(student: Student) -> dict[str, list[float]]:
+    return {name: values for name, values in student.history.items() if name != "seconds"}
 
 
 def _interface(artifact: Artifact) -> Any:

@@ -132,13 +132,13 @@ def identity_of_teacher(teacher: Any, student: Any) -> list[Any]:
         student: The functional student; says which inputs a function gets.
 
     Returns:
-        A functional model's architecture and weights; for a function, which has no content to
-        look at, its outputs on a few fixed random inputs.
+        Its outputs on a few fixed random inputs, all there is to look at in a function; and a
+        functional model's architecture and weights.
     """
+    found = [np.asarray(as_teacher(teacher, student)(probe_inputs(student)).logits)]
     if is_functional(teacher):
-        return [architecture(teacher), *(np.asarray(weight) for weight in teacher.get_weights())]
-    made = as_teacher(teacher, student)
-    return [np.asarray(made(probe_inputs(student)).logits)]
+        found += [architecture(teacher), *(np.asarray(w) for w in teacher.get_weights())]
+    return found
 
 
 def _frozen(outputs: Outputs) -> Outputs:

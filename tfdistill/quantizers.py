@@ -1,0 +1,192 @@
+"""What is done to a kernel and to an output while 8-bit arithmetic is simulated.
+
+tfmot's own quantizers have ranges that begin at -6 to 6 whatever the model, lose the zeros of
+pruned kernels, and give a channel whose weights are all zero a step so small that its bias
+overflows when the model is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tfdistill._keras import tf, tfmot, tfmot_internal
+from tfdistill.pruning import prunable_weights
+
+_Quantizer: Any = tfmot.quantization.keras.quantizers.Quantizer
+_OutputConfig: Any = tfmot_internal(
+    "quantization.keras.default_8bit.default_8bit_quantize_configs"
+).Default8BitOutputQuantizeConfig
+
+_BITS = 8
+_UNKNOWN = 6.0  # a range of -6 to 6 is one that no batch has been seen for, as in tfmot
+_DECAY = 0.999
+_SMALLEST = 1e-4  # a channel's range, as a share of the kernel's
+
+
+class KernelQuantizer(_Quantizer):
+    """Rounds a kernel to 8 bits, symmetrically; its range is that of its present values.
+
+    Args:
+        per_channel: Whether each output channel has a range of its own.
+        keep_zeros: Whether weights that are zero now stay zero.
+    """
+
+    def __init__(self, *, per_channel: bool, keep_zeros: bool) -> None:
+        self._per_channel = per_channel
+        self._keep_zeros = keep_zeros
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        """Adds the range to the layer's weights."""
+        kernel = tf.convert_to_tensor(getattr(layer.layer, name))
+        largest = self._largest(kernel)
+        variables = {
+            "min_var": _add_weight(layer, f"{name}_min", -largest),
+            "max_var": _add_weight(layer, f"{name}_max", largest),
+        }
+        if self._keep_zeros:
+            variables["mask"] = tf.cast(kernel != 0, kernel.dtype)
+        return variables
+
+    def __call__(self, inputs: Any, training: Any, weights: Any, **kwargs: Any) -> tf.Tensor:
+        """The kernel as the artifact will have it."""
+        if self._keep_zeros:
+            inputs = inputs * weights["mask"]
+        low, high = weights["min_var"], weights["max_var"]
+        if training:
+            largest = tf.stop_gradient(self._largest(inputs))
+            low, high = low.assign(-largest), high.assign(largest)
+        fake_quantize = (
+            tf.quantization.fake_quant_with_min_max_vars_per_channel
+            if self._per_channel
+            else tf.quantization.fake_quant_with_min_max_vars
+        )
+        return fake_quantize(inputs, low, high, num_bits=_BITS, narrow_range=True)
+
+    def _largest(self, kernel: tf.Tensor) -> tf.Tensor:
+        whole = tf.reduce_max(tf.abs(kernel))
+        whole = tf.where(whole > 0, whole, 1.0)
+        if not self._per_channel:
+            return whole
+        # The bias is stored in steps of the channel's range times the input's, in 32 bits: it
+        # overflows where the range is next to nothing.
+        largest = tf.reduce_max(tf.abs(kernel), axis=tuple(range(kernel.shape.rank - 1)))
+        return tf.where(largest > 0, tf.maximum(largest, _SMALLEST * whole), whole)
+
+    def get_config(self) -> dict[str, Any]:
+        """As tfmot asks for it."""
+        return {"per_channel": self._per_channel, "keep_zeros": self._keep_zeros}
+
+
+class RangeQuantizer(_Quantizer):
+    """Rounds outputs to 8 bits.
+
+    Their range is a moving average that begins with the first batch, or, of a model's inputs,
+    all that was ever seen; and it holds the ranges in `weights["joined"]`, see `join`.
+
+    Args:
+        all_seen: Whether to keep the extremes instead of the average.
+    """
+
+    def __init__(self, *, all_seen: bool = False) -> None:
+        self._all_seen = all_seen
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        """Adds the range to the layer's weights."""
+        return {
+            "min_var": _add_weight(layer, f"{name}_min", tf.constant(-_UNKNOWN)),
+            "max_var": _add_weight(layer, f"{name}_max", tf.constant(_UNKNOWN)),
+        }
+
+    def __call__(self, inputs: Any, training: Any, weights: Any, **kwargs: Any) -> tf.Tensor:
+        """The outputs as the artifact will have them."""
+        low, high = weights["min_var"], weights["max_var"]
+        if training:
+            smallest = tf.minimum(tf.reduce_min(inputs), 0.0)
+            largest = tf.maximum(tf.reduce_max(inputs), 0.0)
+            if self._all_seen:
+                smallest, largest, decay = tf.minimum(smallest, low), tf.maximum(largest, high), 0.0
+            else:
+                known = tf.logical_or(tf.not_equal(low, -_UNKNOWN), tf.not_equal(high, _UNKNOWN))
+                decay = tf.where(known, _DECAY, 0.0)
+            average = tf.__internal__.train.assign_moving_average  # the mean over all replicas
+            low = average(low, smallest, decay, zero_debias=False)
+            high = average(high, largest, decay, zero_debias=False)
+        for other in weights.get("joined", ()):
+            low, high = tf.minimum(low, other["min_var"]), tf.maximum(high, other["max_var"])
+        return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high, num_bits=_BITS)
+
+    def get_config(self) -> dict[str, Any]:
+        """As tfmot asks for it."""
+        return {"all_seen": self._all_seen}
+
+
+def join(ranges: Sequence[dict[str, Any]]) -> None:
+    """Makes ranges that `RangeQuantizer.build` gave one range, which holds all of them.
+
+    Args:
+        ranges: Those, and with them all that they were joined with before.
+    """
+    group: list[dict[str, Any]] = []
+    for each in ranges:
+        known = (each, *each.get("joined", ()))
+        group += [one for one in known if not any(one is other for other in group)]
+    for each in group:
+        each["joined"] = [other for other in group if other is not each]
+
+
+class _KeepZeros(_Quantizer):
+    """Leaves a kernel in float, but its zeros where they are."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = tf.convert_to_tensor(kernel)
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        return {"mask": tf.cast(self._kernel != 0, self._kernel.dtype)}
+
+    def __call__(self, inputs: Any, training: Any, weights: Any, **kwargs: Any) -> tf.Tensor:
+        return inputs * weights["mask"]
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
+class FloatConfig(_OutputConfig):
+    """What tfmot is to do with a layer that computes in float.
+
+    Args:
+        layer: The layer.
+        quantize_output: Whether its output is quantized, so that what reads it can be.
+        keep_zeros: Whether kernels that are zero somewhere stay so.
+    """
+
+    def __init__(self, layer: Any, *, quantize_output: bool, keep_zeros: bool) -> None:
+        super().__init__(quantize_output)
+        kernels = prunable_weights(layer) if keep_zeros else []
+        self._places = [  # in the layer, or in its cell
+            (module, attribute)
+            for module in (layer, *layer.submodules)
+            for attribute, value in vars(module).items()
+            if any(value is kernel for kernel in kernels)
+        ]
+
+    def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+        """The kernels to put into the layer changed, and what changes them."""
+        kernels = [getattr(module, attribute) for module, attribute in self._places]
+        return [(kernel, _KeepZeros(kernel)) for kernel in kernels]
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: Any) -> None:
+        """Puts them into the layer."""
+        for (module, attribute), kernel in zip(self._places, quantize_weights, strict=True):
+            setattr(module, attribute, kernel)
+
+    def get_output_quantizers(self, layer: Any) -> list[Any]:
+        """One, or none."""
+        return [RangeQuantizer()] if self.quantize_output else []
+
+
+def _add_weight(layer: Any, name: str, value: tf.Tensor) -> Any:
+    def initial(shape: Any, dtype: Any = None, **kwargs: Any) -> tf.Tensor:
+        return tf.cast(value, dtype)
+
+    return layer.add_weight(name, shape=value.shape, initializer=initial, trainable=False)
