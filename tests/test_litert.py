@@ -17,7 +17,8 @@ from ai_edge_litert.interpreter import Interpreter
 from tfdistill._keras import tf_keras
 from tfdistill.conversion import calibration_examples, convert
 from tfdistill.errors import DataError, ModelError
-from tfdistill.flatbuffer import inspect_file, quiet
+from tfdistill.flatbuffer import inspect_file
+from tfdistill.host import standard_error_held_back
 from tfdistill.litert import LiteRTModel, inputs_by_name, measure_latency, signature_names
 
 LAYERS = tf_keras.layers
@@ -315,10 +316,16 @@ def test_inputs_by_name_takes_what_keras_takes() -> None:
         inputs_by_name({"c": one}, ["a"])
 
 
-def test_quiet_keeps_standard_error_for_itself(capfd: pytest.CaptureFixture[str]) -> None:
-    with quiet(), quiet():
+def test_standard_error_is_held_back(capfd: pytest.CaptureFixture[str]) -> None:
+    with (
+        standard_error_held_back(say_on_error=False),
+        standard_error_held_back(say_on_error=True),
+    ):
         os.write(2, b"inside")
-    with pytest.raises(ZeroDivisionError), quiet():
+    with pytest.raises(ZeroDivisionError), standard_error_held_back(say_on_error=False):
         os.write(2, b"inside" * (1 // 0))
     os.write(2, b"outside")
     assert capfd.readouterr().err == "outside"
+    with pytest.raises(ZeroDivisionError), standard_error_held_back(say_on_error=True):
+        os.write(2, b"why" * (os.write(2, b"why") // 0))
+    assert capfd.readouterr().err == "why"

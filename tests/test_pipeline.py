@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -237,24 +236,3 @@ def test_two_devices_end_in_the_weights_of_one(
         two = pipeline.run(plain(), teacher, train, test=test, run_dir=tmp_path / "two", verbose=0)
     for ours, theirs in zip(one.student.get_weights(), two.student.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-def test_tf_keras_means_what_it_meant_and_the_environment_too() -> None:
-    script = f"""
-import os
-found = dict(os.environ)
-import tensorflow as tf
-import sys; sys.argv = ["x", {str(Path(__file__).parent)!r}]
-sys.path.insert(0, sys.argv[1])
-import tempfile, pipeline_process
-pipeline_process.main(tempfile.mkdtemp() + "/run", 1)
-assert dict(os.environ) == {{**found, "TF_CPP_MIN_LOG_LEVEL": os.environ["TF_CPP_MIN_LOG_LEVEL"]}}
-assert tf.keras.Model.__module__.startswith("keras."), tf.keras.Model.__module__
-assert tf.compat.v1.keras is not None
-print("as found")
-"""
-    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.stdout.endswith("as found\n"), done.stderr[-2000:]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tfdistill import quantization
 from tfdistill._keras import tf, tf_keras, tfmot
 from tfdistill.distiller import Distiller
 from tfdistill.errors import ModelError, SettingError
@@ -327,17 +328,118 @@ def test_the_artifact_is_the_model_and_keeps_its_zeros(
     errors = error_in_steps(quantized.model, exported, artifact)
     print(f"{body.__name__}: max {errors.max():.2f}, 99 % {np.quantile(errors, 0.99):.2f}")
     assert np.quantile(errors, 0.9) <= 1.001
-    assert errors.max() <= 3.001
+    assert errors.max() <= 2.001
     for weight, before in zip(model.get_weights(), given, strict=True):
         np.testing.assert_array_equal(weight, before)
+
+
+def maximum(inputs: Any) -> Any:
+    return head(LAYERS.Maximum()(small_and_large(inputs)))
+
+
+def minimum(inputs: Any) -> Any:
+    return head(LAYERS.Minimum()(small_and_large(inputs)))
+
+
+def concatenate(inputs: Any) -> Any:
+    small, large = small_and_large(inputs)
+    hidden = LAYERS.Concatenate()([small, LAYERS.MaxPooling2D()(inputs)])
+    pooled = [LAYERS.MaxPooling2D()(hidden), LAYERS.AveragePooling2D()(large)]
+    return head(LAYERS.Concatenate()(pooled))
+
+
+def small_and_large(inputs: Any) -> tuple[Any, Any]:
+    """Two tensors of ranges far from each other."""
+    both = []
+    for name, deviation, activation in (("small", 0.01, "relu"), ("large", 0.5, None)):
+        initializer = tf_keras.initializers.RandomNormal(stddev=deviation, seed=1)
+        layer = LAYERS.Conv2D(
+            4, 3, 2, "same", activation=activation, kernel_initializer=initializer, name=name
+        )
+        both.append(layer(inputs))
+    return both[0], both[1]
+
+
+@pytest.mark.parametrize("body", [maximum, minimum, concatenate], ids=lambda body: body.__name__)
+def test_what_is_merged_in_one_operator_has_one_range(
+    body: Callable[[Any], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the converter takes one of the ranges, silently, and clips the others to it."""
+    errors = []
+    for name in ("joined", "naive"):
+        (tmp_path / name).mkdir()
+        if name == "naive":
+            monkeypatch.setattr(quantization, "join_ranges", lambda model: None)
+        inputs = LAYERS.Input(SHAPE, name="image")
+        quantized = quantize(tf_keras.Model(inputs, body(inputs)), Quantization(), sparse=False)
+        train(quantized.model)
+        exported, artifact = export(quantized.model, tmp_path / name)
+        assert not float_operators(exported)
+        errors.append(error_in_steps(quantized.model, exported, artifact).max())
+
+    assert errors[0] <= 2.001
+    assert errors[1] > 10
+
+
+def test_ranges_begin_with_the_first_batch() -> None:
+    """tfmot's begin at -6 to 6, and are still a third there after a thousand steps."""
+
+    def body(inputs: Any) -> Any:
+        hidden = LAYERS.Conv2D(8, 3, activation="relu", name="convolution")(inputs)
+        return LAYERS.Dense(5, name="logits")(LAYERS.Flatten()(hidden))
+
+    model = network(body, sparsity=0.0)
+    kernel, bias = model.get_layer("logits").get_weights()
+    model.get_layer("logits").set_weights([kernel * 10, bias])
+    expected = model(images()).numpy()
+    assert np.max(np.abs(expected)) > 20
+
+    errors = {}
+    for name, quantized in (
+        ("plain", tfmot.quantization.keras.quantize_model(model)),
+        ("ours", quantize(model, Quantization(), sparse=False).model),
+    ):
+        quantized(images(), training=True)
+        errors[name] = np.abs(quantized(images(), training=False) - expected).max()
+
+    assert errors["ours"] < 0.02 * np.ptp(expected)
+    assert errors["plain"] > 10 * errors["ours"]
+
+
+def test_two_inputs_are_concatenated_in_one_range(tmp_path: Path) -> None:
+    """tfmot leaves inputs that go to a concatenation alone without a quantizer."""
+    small, large = LAYERS.Input([4], name="small"), LAYERS.Input([3], name="large")
+    hidden = LAYERS.Dense(8, name="hidden")(LAYERS.Concatenate()([small, large]))
+    model = tf_keras.Model([small, large], LAYERS.Dense(5, name="logits")(hidden))
+    generator = np.random.default_rng(0)
+    batch = {
+        "small": generator.normal(0, 0.1, [32, 4]).astype(np.float32),
+        "large": generator.normal(0, 10.0, [32, 3]).astype(np.float32),
+    }
+    quantized = quantize(model, Quantization(), sparse=False).model
+    quantized(batch, training=True)
+
+    exported, artifact = export(quantized, tmp_path)
+
+    assert not float_operators(exported)
+    (scale,) = exported.inspection.output_scales.values()
+    assert scale is not None
+    outputs = artifact.predict(batch)["logits"]
+    assert np.max(np.abs(outputs - quantized(batch, training=False))) <= 1.001 * scale
 
 
 def test_kernels_are_on_a_grid_of_8_bits() -> None:
     quantized = quantize(network(plain_convolutions), Quantization(), sparse=True).model
     train(quantized)
+    ranges = {
+        weight.name.split("/")[0]: weight.numpy()
+        for weight in quantized.weights
+        if "kernel_max" in weight.name
+    }
     for name, kernel in quantized_kernels(quantized).items():
-        axes = tuple(range(kernel.ndim - 1)) if name != "logits" else None  # per channel, or one
-        steps = kernel / (np.max(np.abs(kernel), axis=axes, keepdims=True) / 127)
+        largest = ranges[f"quant_{name}"]
+        assert largest.shape == (() if name == "logits" else kernel.shape[-1:])
+        steps = kernel / (largest / 127)
         np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
         assert len(np.unique(np.round(steps))) > 10
 
@@ -379,7 +481,7 @@ def test_a_skipped_last_layer_is_float_and_keeps_its_zeros(tmp_path: Path) -> No
     assert not has_quantizer(quantized.model, "logits")
     kernel = quantized_kernels(quantized.model)["logits"]
     assert np.sum(kernel == 0) == zeros
-    assert np.all(kernel[started != 0] != started[started != 0]), "not trained"
+    assert np.mean((kernel != started)[started != 0]) > 0.5, "not trained"
     assert float_operators(exported) == {"FULLY_CONNECTED"}
     inputs = images(8, seed=1)
     np.testing.assert_allclose(
@@ -433,7 +535,7 @@ def test_a_split_layer_takes_no_name_of_another() -> None:
     ]
 
 
-class Scale(LAYERS.Layer):  # type: ignore[misc]
+class Scale(tf_keras.layers.Layer):
     """A layer that only this file knows."""
 
     def build(self, input_shape: Any) -> None:
@@ -443,7 +545,7 @@ class Scale(LAYERS.Layer):  # type: ignore[misc]
         return inputs * self.factor
 
 
-class NotSerializable(LAYERS.Layer):  # type: ignore[misc]
+class NotSerializable(tf_keras.layers.Layer):
     def __init__(self, factor: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.factor = factor
@@ -451,9 +553,17 @@ class NotSerializable(LAYERS.Layer):  # type: ignore[misc]
     def call(self, inputs: Any) -> Any:
         return inputs * self.factor
 
+    def get_config(self) -> dict[str, Any]:
+        return dict(super().get_config())  # and `factor` is forgotten
+
+
+def steep(tensor: Any) -> Any:
+    return tf.nn.relu(tensor) * 1.5
+
 
 def unknown_layers(inputs: Any) -> Any:
     hidden = LAYERS.Conv2D(8, 3, activation="relu", name="convolution")(inputs)
+    hidden = LAYERS.Activation(steep, name="steep")(hidden)
     hidden = LAYERS.Lambda(lambda tensor: tensor * 0.5, name="halved")(Scale(name="scale")(hidden))
     hidden = LAYERS.ReLU()(hidden + 1.0)
     hidden = LAYERS.Conv1D(6, 3, name="rank_3")(LAYERS.Reshape([36, 8])(hidden))
@@ -471,6 +581,7 @@ def test_unknown_layers_are_left_float_and_keep_their_zeros(tmp_path: Path) -> N
     train(quantized.model, steps=3)
 
     assert quantized.left_float == {
+        "steep": "tfmot has no quantizer for Activation steep",
         "scale": "tfmot has no quantizer for Scale",
         "halved": "tfmot has no quantizer for Lambda",
         added: "tfmot cannot wrap TFOpLambda as it is used",
@@ -497,10 +608,10 @@ def test_unknown_layers_are_left_float_and_keep_their_zeros(tmp_path: Path) -> N
     [
         (
             lambda: network(head),
-            r"`student` must be flat, without a model inside\. Received: model.* to_tf_keras",
+            r"`student` must be flat, without a model inside\. Received: model.*td\.to_tf_keras",
         ),
         (
-            lambda: NotSerializable(object(), name="stranger"),
+            lambda: NotSerializable(2.0, name="stranger"),
             r"`student` must be a model that tfmot can quantize\. .*Error: .*Replace that layer",
         ),
     ],
@@ -574,8 +685,9 @@ def test_two_replicas_distil_into_a_quantized_student(tmp_path: Path) -> None:
     assert history["loss"][-1] < history["loss"][0]
     zeros = {name: count.zeros for name, count in kernel_zeros(model).items()}
     assert all(zeros_of(quantized)[name] >= count > 0 for name, count in zeros.items())
-    for weight in quantized.trainable_variables:
+    ranges = [weight for weight in quantized.weights if weight.name[-6:] in ("_min:0", "_max:0")]
+    for weight in [*quantized.trainable_variables, *ranges]:
         first, second = weight.values
         np.testing.assert_array_equal(first.numpy(), second.numpy(), err_msg=weight.name)
     exported, artifact = export(quantized, tmp_path)
-    assert np.quantile(error_in_steps(quantized, exported, artifact), 0.9) <= 1.001
+    assert np.quantile(error_in_steps(quantized, exported, artifact), 0.9) <= 2.0

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfdistill.certificate import Certificate, certify
+from tfdistill.errors import CertificationError
 from tfdistill.export import Export, ExportedModel, export_model
 from tfdistill.files import reading_and_writing
 from tfdistill.run import RunDirectory, StageResult, fingerprint
@@ -82,7 +83,7 @@ def make_artifacts(
     test_identity: str,
     directory: RunDirectory,
     terminal: Terminal,
-) -> dict[str, Artifact]:
+) -> tuple[dict[str, Artifact], dict[str, str]]:
     """Exports every format and certifies it on the test set, or takes what is there.
 
     Args:
@@ -97,17 +98,19 @@ def make_artifacts(
         terminal: Told what is going on.
 
     Returns:
-        Format to artifact, in the order of `export.formats`.
+        Format to artifact, in the order of `export.formats`; and format to the reason for what
+        was written but cannot be run here, as with TensorFlow's select ops.
     """
     upstream = [floating.fingerprint, quantized.fingerprint if quantized else None]
     stage = directory.stage(_STAGE, fingerprint(upstream, export, test_identity))
     result = stage.load()
     if result is not None and (found := _finished(directory, export, result)):
         terminal.note(f"artifacts: finished before, taken from {directory.artifacts}")
-        return found
+        return found, {}
     with reading_and_writing(directory.artifacts):
         directory.artifacts.mkdir(exist_ok=True)
     made: dict[str, Artifact] = {}
+    uncertified: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         float32_path = Path(scratch) / "student_float32.tflite"
         export_model(floating.model, float32_path, "float32")
@@ -122,19 +125,25 @@ def make_artifacts(
                 quantization_aware=source.quantized,
                 calibration=calibration,
             )
-            certificate = certify(
-                written.path,
-                source.model,
-                test,
-                limits=export.limits,
-                float32_path=float32_path,
-                label_names=export.label_names,
-            )
+            try:
+                certificate = certify(
+                    written.path,
+                    source.model,
+                    test,
+                    limits=export.limits,
+                    float32_path=float32_path,
+                    label_names=export.label_names,
+                )
+            except CertificationError as error:
+                uncertified[format] = str(error)
+                continue
             certificate.write_sidecar(written.path)
             made[format] = _artifact(written, certificate)
+    if uncertified:
+        return made, uncertified
     arrays = {format: artifact.predictions for format, artifact in made.items()}
     stage.commit(arrays, {}, {format: _summary(artifact) for format, artifact in made.items()})
-    return made
+    return made, {}
 
 
 def _artifact(written: ExportedModel, certificate: Certificate) -> Artifact:

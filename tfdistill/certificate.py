@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from tfdistill.comparison import Comparison, compare_classifiers
 from tfdistill.errors import CertificationError, SettingError
 from tfdistill.export import Limits
 from tfdistill.flatbuffer import Operator, inspect_file
+from tfdistill.host import processor, versions
 from tfdistill.litert import LiteRTModel, measure_latency
 from tfdistill.sidecar import (
     check_artifact_path,
@@ -28,15 +27,6 @@ from tfdistill.sidecar import (
 
 __all__ = ["Certificate", "Latency", "Limits", "OutputError", "WorstExample", "certify"]
 
-_PACKAGES = (
-    "tfdistill",
-    "tensorflow",
-    "keras",
-    "tf_keras",
-    "tensorflow-model-optimization",
-    "ai-edge-litert",
-    "numpy",
-)
 _WORST = 10
 
 
@@ -318,8 +308,8 @@ def certify(
         worst_examples=worst,
         latency=latency,
         float32_latency=float32_latency,
-        host=f"{_processor()} (host CPU, one thread: no phone)",
-        versions=_versions(),
+        host=f"{processor()} (host CPU, one thread: no phone)",
+        versions=versions(),
         limits=limits,
         failures=(),
         label_names=tuple(label_names),
@@ -403,23 +393,3 @@ def _latencies(
         Latency(float(np.median(each)), float(np.quantile(each, 0.9)), len(each)) for each in times
     ]
     return found[0], found[1] if float32_path is not None else None
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:  # not Linux
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
-            found[name] = "not installed"
-    return found

@@ -13,7 +13,7 @@ import numpy as np
 
 from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import DataError, ExportError, ModelError
-from tfdistill.flatbuffer import quiet
+from tfdistill.host import standard_error_held_back
 from tfdistill.litert import inputs_by_name, signature_names
 
 _INT16X8 = "EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8"
@@ -264,7 +264,7 @@ def _located(operators: Iterable[str], nodes: Sequence[tuple[str, str]], model: 
 def _silence() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
     levels = [logger.level for logger in loggers]
-    with quiet(), warnings.catch_warnings():
+    with standard_error_held_back(say_on_error=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:

@@ -6,17 +6,13 @@ structure: that check survives any damage, Python's reader alone would not.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import math
 import os
 import struct
-import sys
-import tempfile
-import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +22,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from tfdistill.errors import ModelError
+from tfdistill.host import standard_error_held_back
 
-_STDERR = threading.RLock()
 _IDENTIFIER = b"TFL3"  # bytes 4 to 8 of every LiteRT flatbuffer
 _WEIGHT_TYPES = ("float32", "float16", "int8", "uint8", "int16")
 _QUANTIZED_TYPES = ("int8", "uint8", "int16")
@@ -225,31 +221,11 @@ def load(content: bytes, source: str, num_threads: int = 1) -> Any:
     """
     if content[4:8] != _IDENTIFIER:
         raise not_a_model(source, f"{len(content)} bytes without the identifier TFL3")
-    with quiet():
+    with standard_error_held_back(say_on_error=False):
         try:
             return Interpreter(model_content=content, num_threads=num_threads)
         except (RuntimeError, ValueError) as error:
             raise not_a_model(source, str(error).splitlines()[0]) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps off the terminal what C++ code writes to the process's standard error."""
-    with _STDERR, contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stderr.flush()
-        try:
-            terminal = os.dup(2)
-        except OSError:  # no standard error: nothing to keep quiet
-            yield
-            return
-        stack.callback(os.close, terminal)
-        sink = stack.enter_context(tempfile.TemporaryFile())
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(terminal, 2)
 
 
 def inspect_content(content: bytes, source: str) -> Inspection:

@@ -23,9 +23,9 @@ from tfdistill.flatbuffer import (
     inspect_file,
     load,
     not_a_model,
-    quiet,
     read,
 )
+from tfdistill.host import standard_error_held_back
 
 __all__ = [
     "Inspection",
@@ -83,7 +83,7 @@ class LiteRTModel:
                 received=", ".join(f"{spec.name} {spec.shape}" for spec in self.inputs),
                 hint="Export it with a batch size of 1.",
             )
-        with quiet():
+        with standard_error_held_back(say_on_error=False):
             try:
                 self._interpreter.allocate_tensors()
             except (RuntimeError, ValueError) as error:

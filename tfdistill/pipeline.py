@@ -169,7 +169,7 @@ class Pipeline:
             artifacts=finished.artifacts,
             report=report,
         )
-        _require_certified(result)
+        _require_certified(result, finished.uncertified)
         return result
 
     def _stages(
@@ -216,7 +216,7 @@ class Pipeline:
         if self.baseline and data.label_loss is not None:
             # last: the others' place in the shuffling must not depend on it
             alone = train_alone(student, context, self.distillation, trained[-1].iterators)
-        artifacts = make_artifacts(
+        artifacts, uncertified = make_artifacts(
             floating,
             quantized,
             self.export,
@@ -233,6 +233,7 @@ class Pipeline:
             trained=tuple(trained),
             floating=floating,
             artifacts=artifacts,
+            uncertified=uncertified,
             test=data.test,
             notes=door.notes,
         )
@@ -325,16 +326,16 @@ class _Data:
         )
 
 
-def _require_certified(result: Result) -> None:
+def _require_certified(result: Result, uncertified: Mapping[str, str]) -> None:
     failed = {
-        format: artifact.certificate.failures
+        format: " ".join(artifact.certificate.failures)
         for format, artifact in result.artifacts.items()
         if not artifact.certificate.passed
     }
+    failed.update(uncertified)
     if failed:
-        said = "; ".join(f"{format}: {' '.join(why)}" for format, why in failed.items())
         raise CertificationError(
             "Every artifact must behave as the model it came from.",
-            received=said,
+            received="; ".join(f"{format}: {why}" for format, why in failed.items()),
             hint=f"Look at {result.report.html_path}; or set other td.Limits in td.Export.",
         )

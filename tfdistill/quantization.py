@@ -12,7 +12,7 @@ from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
 from tfdistill.errors import ModelError
 from tfdistill.outputs import find_layer
 from tfdistill.pruning import layer_names, prunable_weights
-from tfdistill.quantizers import FloatConfig, KernelQuantizer, RangeQuantizer, join
+from tfdistill.quantizers import FloatConfig, KernelQuantizer, RangeQuantizer, join_ranges
 from tfdistill.settings import check_training, settings
 
 _QUANTIZATION = "quantization.keras"
@@ -22,7 +22,6 @@ layout: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_quantize_layout_transform
 registry: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_quantize_registry")
 transforms: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_transforms")
 transformer: Any = tfmot_internal(f"{_QUANTIZATION}.graph_transformations.model_transformer")
-_InputQuantizer: Any = tfmot_internal(f"{_QUANTIZATION}.quantize_layer").QuantizeLayer
 activations: Any = tfmot_internal(f"{_QUANTIZATION}.quantize_aware_activation")
 
 _KERNEL_LAYERS = {
@@ -44,27 +43,7 @@ _ACTIVATIONS = (  # that tfmot quantizes inside a layer
 )
 # tfmot refuses these although fake-quantizing their output is all they need.
 _OUTPUT_ONLY = ("Maximum", "Minimum", "Multiply", "Subtract")
-# LiteRT computes these with one range for all inputs and the output. Where they were trained
-# with several, its converter takes one of them and clips to it.
-_ONE_RANGE_FOR_ALL = ("AveragePooling1D", "AveragePooling2D", "Concatenate", "Maximum", "Minimum")
 _RECURRENT = (tf_keras.layers.RNN, tf_keras.layers.Bidirectional)
-# Layers without a quantizer that give on values as they come: their output has their input's.
-_PASSING_ON = (
-    "Concatenate",
-    "Cropping1D",
-    "Cropping2D",
-    "Dropout",
-    "Flatten",
-    "GlobalMaxPooling1D",
-    "GlobalMaxPooling2D",
-    "MaxPooling2D",
-    "Permute",
-    "Reshape",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "ZeroPadding1D",
-    "ZeroPadding2D",
-)
 _SEPARABLE = (tf_keras.layers.SeparableConv1D, tf_keras.layers.SeparableConv2D)
 
 
@@ -136,7 +115,6 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
     def __init__(self, *, sparse: bool, skip: frozenset[str]) -> None:
         self._sparse = sparse
         self._skip = skip
-        self._known = registry.Default8BitQuantizeRegistry()
         self.left_float: dict[str, str] = {}
 
     def apply(self, model: Any, layer_quantize_map: Any) -> Any:
@@ -151,6 +129,8 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
         model, decided = super().apply(model, decided)
         outputs = {tensor._keras_history.layer.name for tensor in model.outputs}
         for layer in model.layers:
+            if "quantizer" in decided.get(layer.name, ()):
+                del decided[layer.name]  # an input is quantized, also before a concatenation
             if isinstance(layer, _ONE_RANGE) and _activation(layer) == "NoOpActivation":
                 layer.activation = tf_keras.activations.linear
             if "quantize_config" in decided.get(layer.name, ()):
@@ -169,13 +149,13 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
             return FloatConfig(layer, quantize_output=quantize_output, keep_zeros=self._sparse)
         if type(layer) in _KERNEL_LAYERS:
             return self._kernel_config(layer, config, merged=merged)
-        kind = _kind(layer)
+        known, kind = registry.Default8BitQuantizeRegistry(), _kind(layer)
         if _computes_in_float(layer, config):
             self.left_float[layer.name] = f"{kind} computes in float; its output is quantized"
         if config is not None:
             return config
-        if _supports(self._known, layer):
-            return self._known.get_quantize_config(layer)
+        if _supports(known, layer):
+            return known.get_quantize_config(layer)
         if type(layer).__name__ not in _OUTPUT_ONLY:
             self.left_float.setdefault(layer.name, f"tfmot has no quantizer for {kind}")
         # The converter would fail on a recurrent layer between quantized ones.
@@ -183,7 +163,8 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
         return FloatConfig(layer, quantize_output=quantize_output, keep_zeros=self._sparse)
 
     def _kernel_config(self, layer: Any, config: Any, *, merged: bool) -> Any:
-        full, activation = self._known.get_quantize_config(layer), _activation(layer)
+        full = registry.Default8BitQuantizeRegistry().get_quantize_config(layer)
+        activation = _activation(layer)
         if activation not in {*_FUSED, *_QUANTIZED_BEFORE, "NoOpActivation"}:
             self.left_float[layer.name] = f"it computes in float, up to its {activation}"
         if activation not in _ACTIVATIONS:
@@ -208,6 +189,11 @@ def _kind(layer: Any) -> str:
 def _activation(layer: Any) -> str:
     activation = getattr(layer, "activation", None)
     return getattr(activation, "__name__", type(activation).__name__)
+
+
+def _has_own(layer: Any) -> bool:
+    """Whether a layer has an activation function, which tfmot's cloning may have to look up."""
+    return callable(getattr(layer, "activation", None))
 
 
 def _computes_in_float(layer: Any, config: Any) -> bool:
@@ -282,6 +268,7 @@ def quantize(model: Any, quantization: Quantization, *, sparse: bool) -> Quantiz
         return copy
 
     known = {type(layer).__name__: type(layer) for layer in model.layers}
+    known |= {_activation(layer): layer.activation for layer in model.layers if _has_own(layer)}
     # Code in a Lambda layer is no risk here: the model that it comes from is already in memory.
     safe_mode = tf_keras.src.saving.serialization_lib.SafeModeScope(False)
     try:
@@ -292,12 +279,12 @@ def quantize(model: Any, quantization: Quantization, *, sparse: bool) -> Quantiz
     except Exception as error:  # tfmot raises what its rewriting happens to run into
         raise ModelError(
             "`student` must be a model that tfmot can quantize.",
-            received=f"{model.name}: {type(error).__name__}: {error}",
+            received=f"{model.name}: {type(error).__name__}: {' '.join(str(error).split())[:400]}",
             hint="Replace that layer, or leave the stage out: int8 is then calibrated after "
             "training.",
         ) from error
     _synchronize_as_before(model, quantized)
-    _join_ranges(quantized)
+    join_ranges(quantized)
     return QuantizedModel(quantized, {**_without_quantizer(quantized), **transform.left_float})
 
 
@@ -309,35 +296,6 @@ def _synchronize_as_before(model: Any, quantized: Any) -> None:
         inner = getattr(layer, "layer", layer)
         if isinstance(inner, normalization) and inner.name in before:
             inner.synchronized, inner.fused = True, False
-
-
-def _join_ranges(model: Any) -> None:
-    for layer in model.layers:
-        if isinstance(layer, _InputQuantizer):
-            layer.quantizer = RangeQuantizer(all_seen=True)
-        inner = getattr(layer, "layer", layer)
-        if type(inner).__name__ in _ONE_RANGE_FOR_ALL:
-            join([*_ranges_before(layer), *_own_ranges(layer)])
-
-
-def _ranges_before(layer: Any) -> list[dict[str, Any]]:
-    """The ranges of what a layer reads, through layers that only pass it on."""
-    ranges = []
-    for origin in tf.nest.flatten([node.inbound_layers for node in layer._inbound_nodes]):
-        own = _own_ranges(origin)
-        passes_on = type(getattr(origin, "layer", None)).__name__ in _PASSING_ON
-        ranges += own if own or not passes_on else _ranges_before(origin)
-    return ranges
-
-
-def _own_ranges(layer: Any) -> list[dict[str, Any]]:
-    """The range of a layer's output, if it is rounded to one."""
-    if isinstance(layer, _InputQuantizer):
-        return [layer.quantizer_vars]
-    if getattr(layer, "_output_quantizers", ()):
-        return [layer._output_quantizer_vars]
-    activations = getattr(layer, "_quantize_activations", ())
-    return [each._post_activation_vars for each in activations if each._should_post_quantize()]
 
 
 def _can_be_wrapped(layer: Any) -> bool:

@@ -18,6 +18,29 @@ _OutputConfig: Any = tfmot_internal(
     "quantization.keras.default_8bit.default_8bit_quantize_configs"
 ).Default8BitOutputQuantizeConfig
 
+_InputQuantizer: Any = tfmot_internal("quantization.keras.quantize_layer").QuantizeLayer
+
+# LiteRT computes these with one range for all inputs and the output. Where they were trained
+# with several, its converter takes one of them and clips to it.
+_ONE_RANGE_FOR_ALL = ("AveragePooling1D", "AveragePooling2D", "Concatenate", "Maximum", "Minimum")
+# Layers without a quantizer that give on values as they come: their output has their input's.
+_PASSING_ON = (
+    "Concatenate",
+    "Cropping1D",
+    "Cropping2D",
+    "Dropout",
+    "Flatten",
+    "GlobalMaxPooling1D",
+    "GlobalMaxPooling2D",
+    "MaxPooling2D",
+    "Permute",
+    "Reshape",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "ZeroPadding1D",
+    "ZeroPadding2D",
+)
+
 _BITS = 8
 _UNKNOWN = 6.0  # a range of -6 to 6 is one that no batch has been seen for, as in tfmot
 _DECAY = 0.999
@@ -78,11 +101,14 @@ class KernelQuantizer(_Quantizer):
         return {"per_channel": self._per_channel, "keep_zeros": self._keep_zeros}
 
 
+Range = tuple["RangeQuantizer", dict[str, Any]]  # and what its `build` gave
+
+
 class RangeQuantizer(_Quantizer):
     """Rounds outputs to 8 bits.
 
     Their range is a moving average that begins with the first batch, or, of a model's inputs,
-    all that was ever seen; and it holds the ranges in `weights["joined"]`, see `join`.
+    all that was ever seen; and it holds the ranges that `join_ranges` joined with it.
 
     Args:
         all_seen: Whether to keep the extremes instead of the average.
@@ -90,6 +116,8 @@ class RangeQuantizer(_Quantizer):
 
     def __init__(self, *, all_seen: bool = False) -> None:
         self._all_seen = all_seen
+        # By the range's variable: before and after an activation one quantizer has two ranges.
+        self.joined: dict[Any, Sequence[Range]] = {}
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         """Adds the range to the layer's weights."""
@@ -112,27 +140,13 @@ class RangeQuantizer(_Quantizer):
             average = tf.__internal__.train.assign_moving_average  # the mean over all replicas
             low = average(low, smallest, decay, zero_debias=False)
             high = average(high, largest, decay, zero_debias=False)
-        for other in weights.get("joined", ()):
+        for _, other in self.joined.get(weights["min_var"].ref(), ()):
             low, high = tf.minimum(low, other["min_var"]), tf.maximum(high, other["max_var"])
         return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high, num_bits=_BITS)
 
     def get_config(self) -> dict[str, Any]:
         """As tfmot asks for it."""
         return {"all_seen": self._all_seen}
-
-
-def join(ranges: Sequence[dict[str, Any]]) -> None:
-    """Makes ranges that `RangeQuantizer.build` gave one range, which holds all of them.
-
-    Args:
-        ranges: Those, and with them all that they were joined with before.
-    """
-    group: list[dict[str, Any]] = []
-    for each in ranges:
-        known = (each, *each.get("joined", ()))
-        group += [one for one in known if not any(one is other for other in group)]
-    for each in group:
-        each["joined"] = [other for other in group if other is not each]
 
 
 class _KeepZeros(_Quantizer):
@@ -183,6 +197,55 @@ class FloatConfig(_OutputConfig):
     def get_output_quantizers(self, layer: Any) -> list[Any]:
         """One, or none."""
         return [RangeQuantizer()] if self.quantize_output else []
+
+
+def join_ranges(model: Any) -> None:
+    """Gives all that meets in an operator with one range the same range.
+
+    Args:
+        model: From tfmot's `quantize_apply`; changed in place.
+    """
+    for layer in model.layers:
+        if isinstance(layer, _InputQuantizer):
+            layer.quantizer = RangeQuantizer(all_seen=True)
+        inner = getattr(layer, "layer", layer)
+        if type(inner).__name__ in _ONE_RANGE_FOR_ALL:
+            _join([*_ranges_before(layer), *_own_ranges(layer)])
+
+
+def _ranges_before(layer: Any) -> list[Range]:
+    """The ranges of what a layer reads, through layers that only pass it on."""
+    ranges: list[Range] = []
+    for origin in tf.nest.flatten([node.inbound_layers for node in layer._inbound_nodes]):
+        own = _own_ranges(origin)
+        passes_on = type(getattr(origin, "layer", None)).__name__ in _PASSING_ON
+        ranges += own if own or not passes_on else _ranges_before(origin)
+    return ranges
+
+
+def _own_ranges(layer: Any) -> list[Range]:
+    """The range of a layer's output, if it is rounded to one."""
+    if isinstance(layer, _InputQuantizer):
+        return [(layer.quantizer, layer.quantizer_vars)]
+    if getattr(layer, "_output_quantizers", ()):
+        return [(layer._output_quantizers[0], layer._output_quantizer_vars)]
+    activations = getattr(layer, "_quantize_activations", ())
+    return [
+        (each.quantizer, each._post_activation_vars)
+        for each in activations
+        if each._should_post_quantize()
+    ]
+
+
+def _join(ranges: Sequence[Range]) -> None:
+    """Makes one range of several, and of those that they were joined with before."""
+    group: dict[Any, Range] = {}
+    for quantizer, weights in ranges:
+        key = weights["min_var"].ref()
+        known = ((quantizer, weights), *quantizer.joined.get(key, ()))
+        group.update({each[1]["min_var"].ref(): each for each in known})
+    for key, (quantizer, _) in group.items():
+        quantizer.joined[key] = [each for other, each in group.items() if other != key]
 
 
 def _add_weight(layer: Any, name: str, value: tf.Tensor) -> Any:

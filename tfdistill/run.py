@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 import platform
@@ -25,6 +24,7 @@ import filelock
 from tfdistill.errors import RunDirectoryError, SettingError
 from tfdistill.files import is_leftover, reading_and_writing, remove_leftovers
 from tfdistill.fingerprint import fingerprint
+from tfdistill.host import versions
 from tfdistill.records import DamagedFileError, read, read_record, write_record
 from tfdistill.stage import Checkpoint, Stage, StageResult
 
@@ -34,10 +34,6 @@ _FORMAT = "tfdistill run"
 _VERSION = 1
 _RECORD = "run.json"
 _LOCK = ".lock"
-_PACKAGES = (
-    *("tfdistill", "tensorflow", "tensorflow-cpu", "tf_keras", "keras"),
-    *("tensorflow-model-optimization", "ai-edge-litert", "numpy"),
-)
 _log = logging.getLogger(__name__)
 
 
@@ -119,7 +115,7 @@ class RunDirectory:
             RunDirectoryError: The disk is full, or the directory cannot be written.
             SettingError: ``settings`` has no form in JSON.
         """
-        self._update(settings=dict(settings), versions=_versions())
+        self._update(settings=dict(settings), versions=versions())
 
     def stage(self, name: str, fingerprint: str) -> Stage:
         """Returns the stage of this name, in the subdirectory of this name.
@@ -228,11 +224,3 @@ class RunDirectory:
         stages = self._record["stages"]
         if stages.get(name) != state:
             self._update(stages={**stages, name: state})
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from tfdistill.artifacts import Artifact
 from tfdistill.evaluation import Evaluation, evaluate
+from tfdistill.host import versions
 from tfdistill.outputs import ModelView
 from tfdistill.pruning import kernel_zeros
 from tfdistill.quantization import quantized_kernels
@@ -33,6 +35,7 @@ class Finished:
         trained: The student after each training stage, in their order.
         floating: The last of them in floating point.
         artifacts: Format to artifact.
+        uncertified: Format to the reason why its file could not be run here.
         test: Batches of the test set.
         notes: Sentences on what was recognised in the models.
     """
@@ -43,6 +46,7 @@ class Finished:
     trained: tuple[Student, ...]
     floating: Student
     artifacts: Mapping[str, Artifact]
+    uncertified: Mapping[str, str]
     test: Any
     notes: tuple[str, ...] = ()
 
@@ -73,6 +77,10 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
     for student in finished.trained:
         rows.append(_student_row(student, _ROW_NAMES[student.stage], "stage", finished))
     rows += [_artifact_row(f, a, teacher) for f, a in finished.artifacts.items()]
+    rows += [
+        Row(format, "artifact", accuracy=math.nan, certified=False, note=why)
+        for format, why in finished.uncertified.items()
+    ]
     examples = len(teacher.labels)
     last = finished.trained[-1]
     students = [*finished.trained, *([finished.alone] if finished.alone else [])]
@@ -94,7 +102,7 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
             "left_dense": dict(last.left_dense),
             "notes": finished.notes,
             "settings": pipeline,
-            "versions": next(iter(finished.artifacts.values())).certificate.versions,
+            "versions": versions(),
         },
         test_examples=examples,
     )

@@ -135,7 +135,7 @@ def identity_of_teacher(teacher: Any, student: Any) -> list[Any]:
         Its outputs on a few fixed random inputs, all there is to look at in a function; and a
         functional model's architecture and weights.
     """
-    found = [np.asarray(as_teacher(teacher, student)(probe_inputs(student)).logits)]
+    found: list[Any] = [np.asarray(as_teacher(teacher, student)(probe_inputs(student)).logits)]
     if is_functional(teacher):
         found += [architecture(teacher), *(np.asarray(w) for w in teacher.get_weights())]
     return found

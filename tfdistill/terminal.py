@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from tfdistill.errors import SettingError
+from tfdistill.host import standard_error_held_back
 
 if TYPE_CHECKING:
     from tfdistill.report import Report
@@ -330,41 +330,13 @@ def quiet_tensorflow() -> None:
         warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
     for package in ("tf_keras", "keras"):
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=rf"{package}(\.|$)")
-    with _standard_error_held_back():
+    with standard_error_held_back(say_on_error=True):
         from tfdistill._keras import tf
 
         # Else its C++ side complains at the first operation that there is no GPU driver.
         tf.config.list_physical_devices()
     for name in ("absl", "tensorflow"):  # after the import: absl's logger has a class of its own
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-@contextlib.contextmanager
-def _standard_error_held_back() -> Iterator[None]:
-    """Prints what is written to standard error inside the block only if the block raises.
-
-    At the level of the file descriptor: TensorFlow's C++ code writes before any of its log
-    levels can be set.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            found = os.dup(2)
-        except OSError:  # a process without a standard error
-            yield
-            return
-        stack.callback(os.close, found)
-        held = stack.enter_context(tempfile.TemporaryFile())
-        if sys.stderr is not None:
-            sys.stderr.flush()
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(found, held.read())
-            raise
-        finally:
-            os.dup2(found, 2)
 
 
 def _metrics(logs: Mapping[str, Any] | None) -> list[str]:
