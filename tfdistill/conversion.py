@@ -15,6 +15,7 @@ from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import DataError, ExportError, ModelError
 from tfdistill.host import standard_error_held_back
 from tfdistill.litert import inputs_by_name, signature_names
+from tfdistill.pruning import PruneLowMagnitude
 
 _INT16X8 = "EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8"
 _NOT_BUILTIN = re.compile(r"(?:TF Select|Flex|Custom) ops: (.+)")
@@ -62,7 +63,7 @@ def check_exportable(model: Any, format: str, *, quantization_aware: bool) -> No
             received=f"layers in half precision: {', '.join(half)}",
             hint="Rebuild it with the dtype policy float32 and copy the weights.",
         )
-    wrapped = [layer.name for layer in model.layers if type(layer).__name__ == "PruneLowMagnitude"]
+    wrapped = [layer.name for layer in model.layers if isinstance(layer, PruneLowMagnitude)]
     if wrapped:
         raise ExportError(
             "`model` must be stripped of pruning wrappers.",
