@@ -109,6 +109,20 @@ def test_a_layer_that_the_model_does_not_have(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_the_export_would_refuse_is_refused_before_training(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    two_names = td.Export(label_names=("cat", "dog"))
+    with pytest.raises(td.SettingError, match=r"`label_names` must be 10 names.*\('cat', 'dog'\)"):
+        run(td.Pipeline(export=two_names))
+    image = tf_keras.Input((8, 8, 1))
+    half = tf_keras.layers.Dense(10, dtype="mixed_float16", name="half")
+    student = tf_keras.Model(image, half(tf_keras.layers.Flatten()(image)))
+    with pytest.raises(td.ExportError, match=r"must compute in float32\. Received: .*half"):
+        run(student=student)
+    assert not (tmp_path / "run").exists()
+
+
 def test_teacher_and_student_with_different_classes(
     run: Callable[..., Any], small_keras3_model: Callable[..., Any]
 ) -> None:

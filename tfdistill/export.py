@@ -18,7 +18,15 @@ from tfdistill.flatbuffer import Inspection, TensorInterface, inspect_content
 from tfdistill.settings import settings
 from tfdistill.sidecar import check_artifact_path, describe_interface, write_artifact
 
-__all__ = ["FORMATS", "Export", "ExportedModel", "Limits", "Normalisation", "export_model"]
+__all__ = [
+    "FORMATS",
+    "Export",
+    "ExportedModel",
+    "Limits",
+    "Normalisation",
+    "check_before_training",
+    "export_model",
+]
 
 FORMATS = ("float32", "float16", "dynamic_int8", "int8", "int16x8")
 _INTEGER_TYPES = {"int8": ("int8", "uint8"), "int16x8": ("int16",)}
@@ -321,6 +329,24 @@ def export_model(
     return ExportedModel(
         Path(path), format, method, inspection, _left_float(inspection, format, model)
     )
+
+
+def check_before_training(model: Any, settings: Export) -> None:
+    """Refuses at once what the export would refuse after hours of training.
+
+    Converts the untrained model once, to float32, to see whether LiteRT has all its operators.
+
+    Args:
+        model: Functional tf_keras model without wrappers.
+        settings: The stage's settings.
+
+    Raises:
+        ExportError: The model cannot be written; the message names operators and layers.
+        SettingError: Labels or normalisation do not fit the model.
+    """
+    check_exportable(model, "float32", quantization_aware=False)
+    _check_description(settings, model)
+    convert(model, "float32", allow_select_ops=settings.allow_select_ops)
 
 
 def _check_description(settings: Export, model: Any) -> None:

@@ -12,11 +12,11 @@ from tfdistill.data import DataSummary, as_batches, summarise
 from tfdistill.distiller import Distiller
 from tfdistill.errors import CertificationError, DataError, SettingError
 from tfdistill.evaluation import evaluate
-from tfdistill.export import Export
+from tfdistill.export import Export, check_before_training
 from tfdistill.labels import accuracy_metric, label_loss_for
-from tfdistill.outputs import ModelView, architecture, find_layer
+from tfdistill.outputs import ModelView, architecture
 from tfdistill.pruning import Pruning, plan_pruning
-from tfdistill.quantization import Quantization
+from tfdistill.quantization import Quantization, quantize
 from tfdistill.report import Report
 from tfdistill.run import RunDirectory, fingerprint
 from tfdistill.settings import settings
@@ -240,7 +240,10 @@ class Pipeline:
 
 
 class _Door:
-    """Checks everything that needs the models but no data."""
+    """Checks everything that needs the models but no data.
+
+    Each stage is tried on the untrained student: what it would refuse is refused here.
+    """
 
     def __init__(self, pipeline: Pipeline, student: Any, teacher: Any) -> None:
         self.prepared: PreparedStudent = prepare_student(student)
@@ -251,8 +254,9 @@ class _Door:
         self.teaching: Teacher = as_teacher(teacher, model)
         if pipeline.pruning is not None:
             plan_pruning(model, pipeline.pruning)
-        for name in pipeline.quantization.skip if pipeline.quantization else ():
-            find_layer(model, name, role="student")
+        if pipeline.quantization is not None:
+            quantize(model, pipeline.quantization, sparse=False)
+        check_before_training(model, pipeline.export)
         view = ModelView(model, role="student")
         self.activation = view.activation
         self.units = int(view.classes or 0)
