@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command_line import run_command
+from pipelines.teacher import TeacherTraining, check_seed
 
 if TYPE_CHECKING:  # imported late below, so that --help needs no TensorFlow
     import keras
@@ -51,40 +52,24 @@ def build_student() -> keras.Model:
     return Model(image, layers.Dense(10, name="logits")(layers.Flatten()(x)), name="student")
 
 
-def train_teacher(data: Any, path: Path, *, epochs: int, seed: int) -> keras.Model:
-    """Trains the teacher and saves it, or loads the one that is there.
-
-    Args:
-        data: What `td.load_dataset` returned.
-        path: Where the teacher is kept; delete the file to train it anew.
-        epochs: Epochs of training.
-        seed: Seed of its weights and dropout.
-    """
-    import keras
-
-    import tfdistill as td
-
-    if path.exists():
-        print(f"teacher: taken from {path}")
-        return td.load_model(path)
-    print(f"teacher: training {epochs} epochs")
-    keras.utils.set_random_seed(seed)
-    teacher = build_teacher()
-    teacher.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    teacher.fit(data.train, epochs=epochs, shuffle=False, verbose=1 if sys.stdout.isatty() else 2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"unfinished-{path.name}")
-    teacher.save(unfinished)
-    unfinished.replace(path)  # a teacher that is there is a whole one
-    return teacher
-
-
-def digits(run_dir: str | Path = "saved_models/digits", *, seed: int = 0) -> td.Result:
+def digits(
+    run_dir: str | Path = "saved_models/digits",
+    *,
+    seed: int = 0,
+    teacher_epochs: int = 30,
+    epochs: int = 40,
+    pruning_epochs: int = 20,
+    quantization_epochs: int = 8,
+) -> td.Result:
     """Distils, prunes, quantizes, exports and certifies a student for handwritten digits.
 
     Args:
         run_dir: Where the run is kept; the teacher is kept beside it.
         seed: Seed of everything random.
+        teacher_epochs: Epochs of the teacher's training.
+        epochs: Epochs of distillation.
+        pruning_epochs: Epochs of pruning.
+        quantization_epochs: Epochs of quantization-aware training.
 
     Returns:
         The float student, the artifacts and the report.
@@ -92,24 +77,33 @@ def digits(run_dir: str | Path = "saved_models/digits", *, seed: int = 0) -> td.
     import keras
 
     import tfdistill as td
+    from tfdistill.run import RunDirectory
 
     run_dir = Path(run_dir)
-    data = td.load_dataset(
-        "digits", batch_size=32, seed=seed, augment=td.RandomShiftAndFlip(1, flip=False)
+    check_seed("seed", seed)
+    training = TeacherTraining(
+        run_dir.with_name(f"{run_dir.name}-teacher.keras"),
+        {"dataset": "digits", "batch_size": 32, "shift": 1, "flip": False},
+        epochs=teacher_epochs,
+        learning_rate=2e-3,
+        seed=seed,
     )
-    teacher = train_teacher(
-        data, run_dir.with_name(f"{run_dir.name}-teacher.keras"), epochs=30, seed=seed
-    )
-    keras.utils.set_random_seed(seed)
+
+    def load() -> Any:
+        return td.load_dataset(
+            "digits", batch_size=32, seed=seed, augment=td.RandomShiftAndFlip(1, flip=False)
+        )
+
+    data = load()
     pipeline = td.Pipeline(
         distillation=td.Distillation(
             losses=[td.losses.SoftTargets(temperature=2.0, weight=0.5)],
             label_loss_weight=0.5,
-            epochs=40,
+            epochs=epochs,
             learning_rate=5e-3,
         ),
-        pruning=td.Pruning(sparsity=0.75, epochs=20, learning_rate=5e-3),
-        quantization=td.Quantization(epochs=8, learning_rate=1e-3),
+        pruning=td.Pruning(sparsity=0.75, epochs=pruning_epochs, learning_rate=5e-3),
+        quantization=td.Quantization(epochs=quantization_epochs, learning_rate=1e-3),
         export=td.Export(
             formats=("int8", "float16"),
             label_names=data.label_names,
@@ -117,13 +111,24 @@ def digits(run_dir: str | Path = "saved_models/digits", *, seed: int = 0) -> td.
         ),
         seed=seed,
     )
+    keras.utils.set_random_seed(seed)
+    student = build_student()
+    teacher = training.load()
+    if teacher is None:
+        keras.utils.set_random_seed(seed)
+        untrained = build_teacher()
+        pipeline.check(student, untrained)  # what the run would refuse only after the training
+        with RunDirectory(run_dir, terminal_note=print):
+            pass
+        teacher = training.train(untrained, load())  # data of its own: reading moves the shuffling
     return pipeline.run(
-        build_student(),
+        student,
         teacher,
         data.train,
         validation=data.validation,
         test=data.test,
         run_dir=run_dir,
+        data_name=data.identity,
     )
 
 
@@ -138,9 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     arguments = parser.parse_args(argv)
 
+    from tfdistill.host import reuse_memory
     from tfdistill.terminal import quiet_tensorflow
 
     quiet_tensorflow()
+    reuse_memory()
     return run_command(lambda: digits(arguments.run_dir, seed=arguments.seed))
 
 

@@ -14,6 +14,8 @@ from networks import examples, hidden_of, logits_of, perceptron, wide, with_rand
 import tfdistill as td
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import ConversionError, DataError, ModelError, SettingError
+from tfdistill.labels import label_loss_for
+from tfdistill.students import prepare_student
 
 # Keras 3 saves its variables in a way that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -203,6 +205,23 @@ def test_probabilities_are_taught_as_their_logits(
     predicted = distiller.predict(inputs, verbose=0)
     assert predicted.min() >= 0
     assert predicted.max() <= 1
+
+
+@each_library
+def test_class_numbers_are_read_by_several_sigmoid_units(library: Any) -> None:
+    inputs, labels, _ = examples()
+    loss = label_loss_for("integers", activation="sigmoid", units=3)
+    students = [perceptron(library, activation="sigmoid") for _ in range(2)]
+    ours, theirs = (
+        _distiller(student, losses=(), loss=own, label_loss_weight=1.0)
+        for student, own in zip(students, (loss, "binary_crossentropy"), strict=True)
+    )
+    right = logits_of(students[0].get_weights(), inputs).argmax(axis=1) == labels
+    logs = ours.evaluate(inputs, labels, verbose=0, return_dict=True)
+    np.testing.assert_allclose(logs["accuracy"], right.mean(), rtol=1e-6)
+    ours.fit(inputs, labels, verbose=0)
+    theirs.fit(inputs, np.eye(3, dtype=np.float32)[labels], verbose=0)
+    _assert_equal(ours.student.get_weights(), theirs.student.get_weights(), 1e-6)
 
 
 def test_regularizers_of_activities_and_weights_join_the_loss_once() -> None:
@@ -661,6 +680,61 @@ def test_callbacks_of_keras3_are_refused() -> None:
         r"Use tf_keras\.callbacks\.EarlyStopping\.",
     ):
         _distiller().fit(inputs, labels, callbacks=[keras.callbacks.EarlyStopping()])
+    with pytest.raises(SettingError, match=r"`callbacks` must be .*EarlyStopping of Keras 3"):
+        _distiller().fit(inputs, labels, 5, 1, 0, keras.callbacks.EarlyStopping())  # by place
+
+
+def test_data_of_keras3_are_refused() -> None:
+    inputs, labels, _ = examples()
+
+    class Pictures(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> Any:
+            return inputs, labels
+
+    class OfTfKeras(tf_keras.utils.Sequence):
+        __len__, __getitem__ = Pictures.__len__, Pictures.__getitem__
+
+    distiller, message = _distiller(), r"must be data that tf_keras reads.*Received: Pictures, a"
+    with pytest.raises(DataError, match=rf"`x` {message} PyDataset of Keras 3\. Give a tf\.data"):
+        distiller.fit(Pictures(), verbose=0)
+    with pytest.raises(DataError, match=rf"`x` {message}"):
+        distiller.evaluate(Pictures(), verbose=0)
+    with pytest.raises(DataError, match=rf"`validation_data` {message}"):
+        distiller.fit(inputs, labels, validation_data=Pictures(), verbose=0)
+    distiller.fit(OfTfKeras(), validation_data=OfTfKeras(), verbose=0)  # as the hint says
+
+
+# --- projections ---
+
+
+def test_projections_go_on_in_another_distiller() -> None:
+    inputs, labels, _ = examples()
+    first = _distiller(seed=3)
+    first.fit(inputs, labels, epochs=2, verbose=0)
+    carried = first.projection_weights
+    assert {name: array.shape for name, array in carried.items()} == {"hint/0": (5, 7)}
+    second = _distiller(first.student, seed=4)
+    expected = first.evaluate(inputs, labels, verbose=0, return_dict=True)
+    afresh = second.evaluate(inputs, labels, verbose=0, return_dict=True)
+    assert abs(afresh["hint"] - expected["hint"]) > 1e-2
+    second.set_projection_weights(carried)
+    again = second.evaluate(inputs, labels, verbose=0, return_dict=True)
+    np.testing.assert_allclose(again["hint"], expected["hint"], rtol=1e-6)
+    second.fit(inputs, labels, verbose=0)
+    assert not np.array_equal(second.projection_weights["hint/0"], carried["hint/0"])
+    _assert_equal([carried["hint/0"]], [first.projection_weights["hint/0"]])  # a copy
+
+
+def test_projections_that_do_not_fit_are_left_out() -> None:
+    distiller = _distiller()
+    before = distiller.projection_weights["hint/0"]
+    for other in ({}, {"hint/0": np.zeros([5, 8])}, {"hint": before + 1, "deep/0": before + 1}):
+        distiller.set_projection_weights(other)
+        _assert_equal([distiller.projection_weights["hint/0"]], [before])
+    assert _distiller(losses=(SOFT,)).projection_weights == {}
 
 
 # --- ways to run ---
@@ -832,6 +906,54 @@ def test_missing_loss_and_labels_are_refused() -> None:
         with pytest.raises(DataError, match=r"`data` must have labels while `label_loss_weight`"):
             run(inputs, verbose=0)
     _assert_equal(_values(distiller.weights), before)
+
+
+@pytest.mark.parametrize("way", [{}, {"run_eagerly": True}], ids=["traced", "eager"])
+def test_label_loss_of_the_whole_batch_is_refused(way: dict[str, Any]) -> None:
+    def mean(labels: Any, logits: Any) -> Any:
+        return tf.reduce_mean(tf.square(logits - tf.cast(labels, tf.float32)))
+
+    inputs, labels, sample_weight = examples()
+    distiller = _distiller(loss=mean, metrics=(), **way)
+    before = _values(distiller.weights)
+    with pytest.raises(SettingError, match=r"`loss` must return a value per example\. Received: "):
+        distiller.fit(inputs, labels, sample_weight=sample_weight, verbose=0)
+    _assert_equal(_values(distiller.weights), before)
+
+
+@each_library
+def test_student_that_would_train_the_teacher_is_refused(library: Any) -> None:
+    teacher = perceptron(library)
+    rectified = teacher.get_layer("rectified").output
+    head = library.layers.Dense(3, name="head")
+    sharing = library.Model(teacher.input, head(rectified))
+    for student, count in ((teacher, 4), (sharing, 2)):
+        with pytest.raises(
+            ModelError,
+            match=rf"`student` must not train weights of the `teacher`\. Received: {count} "
+            r"trainable weights that are in both models, such as hidden/kernel.*clone_model",
+        ):
+            td.Distiller(student, teacher, [SoftTargets()])
+    teacher.get_layer("hidden").trainable = False  # shared, but nothing in it is trained
+    before = [np.array(weight) for weight in teacher.get_weights()]
+    distiller = _distiller(sharing, teacher, (SoftTargets(),))
+    inputs, labels, _ = examples()
+    kernel = np.array(head.kernel)
+    distiller.fit(inputs, labels, verbose=0)
+    _assert_equal(teacher.get_weights(), before)
+    assert not np.array_equal(np.array(head.kernel), kernel)
+
+
+def test_a_pipelines_copy_may_learn_from_its_original() -> None:
+    for library in (keras, tf_keras):
+        teacher = perceptron(library)
+        before = [np.array(weight) for weight in teacher.get_weights()]
+        copy = prepare_student(teacher).model
+        distiller = _distiller(copy, teacher, (SoftTargets(),))
+        inputs, labels, _ = examples()
+        distiller.fit(inputs, labels, verbose=0)
+        _assert_equal(teacher.get_weights(), before)
+        assert not np.array_equal(copy.get_weights()[0], before[0])
 
 
 def test_loss_of_probabilities_is_refused_for_logits() -> None:

@@ -14,8 +14,16 @@ import pytest
 
 from tfdistill import files
 from tfdistill._keras import keras, tf, tf_keras, tfmot
+from tfdistill.conversion import check_loads, convert, random_examples
 from tfdistill.errors import DataError, ExportError, ModelError, RunDirectoryError, SettingError
-from tfdistill.export import FORMATS, Export, Limits, Normalisation, export_model
+from tfdistill.export import (
+    FORMATS,
+    Export,
+    Limits,
+    Normalisation,
+    check_before_training,
+    export_model,
+)
 from tfdistill.flatbuffer import inspect_file
 from tfdistill.litert import LiteRTModel
 from tfdistill.sidecar import check_artifact_path, read_sidecar, sidecar_path
@@ -247,6 +255,84 @@ def test_an_operator_without_integer_form(tmp_path: Path) -> None:
         export_model(model, tmp_path / "a.tflite", "int16x8", calibration=calibration)
     exported = export_model(model, tmp_path / "b.tflite", "int8", calibration=calibration)
     assert exported.left_float == ("1 COS computes in float32",)
+
+
+def _image_model(*layers: Any) -> Any:
+    result = source = LAYERS.Input([8, 8, 2], name="image")
+    for layer in (LAYERS.Conv2D(4, 3), *layers, LAYERS.Flatten(), LAYERS.Dense(2)):
+        result = layer(result)
+    return tf_keras.Model(source, result)
+
+
+def _sequence_model(layer: Any) -> Any:
+    source = LAYERS.Input([5, 3], name="steps")
+    return tf_keras.Model(source, LAYERS.Dense(2)(layer(source)))
+
+
+@pytest.mark.parametrize(
+    ("model", "received"),
+    [
+        (
+            lambda: _image_model(LAYERS.Lambda(lambda x: x * tf.nn.relu6(x + 3) / 6, name="swish")),
+            "HARD_SWISH in layer `swish`",
+        ),
+        (lambda: _image_model(LAYERS.PReLU(name="leak")), "PRELU in layer `leak`"),
+        (
+            lambda: _sequence_model(LAYERS.LSTM(4, name="memory")),
+            "UNIDIRECTIONAL_SEQUENCE_LSTM in layer `memory`",
+        ),
+    ],
+)
+def test_an_operator_that_is_in_no_graph_is_named_with_its_layer(
+    model: Callable[[], Any], received: str
+) -> None:
+    with pytest.raises(
+        ExportError, match=rf"that LiteRT has in int16x8\. Received: {received}\. .*leave int16x8"
+    ):
+        check_before_training(model(), Export(formats=("float16", "int16x8")))
+
+
+def test_a_loop_is_not_calibrated_but_may_be_trained() -> None:
+    """The converter would end the process."""
+    model, export = _sequence_model(LAYERS.GRU(4, name="memory")), Export(formats=("int8",))
+    message = r"`model` must be without a loop.*Received: WHILE in layer `memory`\. .*unroll=True"
+    with pytest.raises(ExportError, match=message):
+        check_before_training(model, export)
+    check_before_training(model, export, quantization_aware=True)
+
+
+def test_a_file_that_would_end_the_process_is_refused(tmp_path: Path) -> None:
+    model = _image_model(LAYERS.LayerNormalization())
+    message = r"LiteRT can load as int16x8\. Received: a process that was ended by .*RSQRT"
+    with pytest.raises(ExportError, match=message):
+        check_before_training(model, Export(formats=("int16x8",)))
+    with pytest.raises(ExportError, match=message):
+        export_model(model, tmp_path / "a.tflite", "int16x8", calibration=np.ones([4, 8, 8, 2]))
+
+
+def test_only_an_ended_process_is_a_reason_to_refuse() -> None:
+    """LiteRT raises where scales overflow, too: of an untrained MobileNetV2, not of a trained."""
+    check_loads(b"no model: LiteRT raises", "int16x8")
+
+
+def test_random_values_that_the_model_cannot_take_are_no_reason_to_refuse() -> None:
+    """These are to lie above 5: smaller ones become indices below 0, on which LiteRT fails."""
+    table = np.ones([9, 2], np.float32)
+    model = with_layer(lambda x: tf.gather(table, tf.cast(x[:, 0] - 5.0, tf.int32)), "table")
+    with pytest.raises(ExportError):
+        convert(model, "int8", examples=random_examples(model))
+    check_before_training(model, Export(formats=("int8",)))
+
+
+def test_which_formats_are_calibrated() -> None:
+    for formats, after_training, quantization_aware in (
+        (("float32", "float16", "dynamic_int8"), False, False),
+        (("float16", "int8"), True, False),
+        (("int8", "int16x8"), True, True),
+    ):
+        export = Export(formats=formats)
+        assert export.calibrates(quantization_aware=False) is after_training
+        assert export.calibrates(quantization_aware=True) is quantization_aware
 
 
 def test_kernels_left_float_are_reported(tmp_path: Path) -> None:

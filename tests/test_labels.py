@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfdistill._keras import tf, tf_keras
-from tfdistill.errors import SettingError
+from tfdistill.errors import DataError, SettingError
 from tfdistill.labels import accuracy_metric, label_loss_for, per_example_label_loss
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0], [-1.0, 0.25, 1.0]], np.float32)
@@ -112,6 +112,8 @@ def test_loss_that_does_not_fit_is_refused(loss: Any, activation: str, message: 
         ("one-hot", "linear", 3, "CategoricalCrossentropy", True),
         ("integers", "linear", 1, "BinaryCrossentropy", True),
         ("one-hot", "sigmoid", 3, "BinaryCrossentropy", False),
+        ("integers", "sigmoid", 1, "BinaryCrossentropy", False),
+        ("integers", "sigmoid", 3, "_BinaryOfClassNumbers", False),
     ],
 )
 def test_loss_that_fits_labels_and_student(
@@ -120,6 +122,38 @@ def test_loss_that_fits_labels_and_student(
     loss = label_loss_for(labels, activation=activation, units=units)
     assert type(loss).__name__ == kind
     assert loss.get_config()["from_logits"] is from_logits
+
+
+@pytest.mark.parametrize("shape", [[3], [3, 1]])
+def test_class_numbers_of_several_sigmoid_units(shape: list[int]) -> None:
+    loss = label_loss_for("integers", activation="sigmoid", units=3)
+    sigmoid = (1 / (1 + np.exp(-LOGITS))).astype(np.float32)
+    signs = 2 * np.eye(3)[LABELS] - 1
+    expected = np.log1p(np.exp(-LOGITS.astype(np.float64) * signs)).mean(axis=1)
+    values = _values(loss, LABELS.reshape(shape), sigmoid, activation="sigmoid")
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+
+
+def test_one_hot_labels_of_one_unit_are_refused() -> None:
+    with pytest.raises(
+        DataError,
+        match=r"`labels` must be 0 or 1 for a student with one output unit\. Received: one-hot "
+        r"labels of two columns\. Give their second column",
+    ):
+        label_loss_for("one-hot", activation="linear", units=1)
+
+
+@pytest.mark.parametrize("traced", [True, False], ids=["traced", "eager"])
+def test_loss_that_averages_over_the_batch_is_refused(traced: bool) -> None:
+    def mean(labels: Any, logits: Any) -> Any:
+        return tf.reduce_mean(tf.square(logits - labels))
+
+    loss = per_example_label_loss(mean, activation="linear")
+    call = tf.function(loss, autograph=False) if traced else loss
+    with pytest.raises(
+        SettingError, match=r"`loss` must return a value per example\. Received: .*whole batch"
+    ):
+        call(tf.constant(LOGITS), tf.constant(LOGITS))
 
 
 def test_accuracy_of_one_logit_is_cut_at_zero() -> None:

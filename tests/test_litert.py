@@ -78,7 +78,7 @@ def alone(path: Path, example: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["float32", "int8", "uint8"])
 def test_predict_quantizes_and_dequantizes_as_an_app_does(tmp_path: Path, kind: str) -> None:
-    path = write(tmp_path / "a.tflite", dense(), "int8", input_type=kind, output_type=kind)
+    path = write(tmp_path / "a.tflite", dense(), "int8", types=(kind, kind))
     inputs = np.random.default_rng(1).uniform(-0.5, 1.5, [20, 16]).astype(np.float32)
 
     outputs = LiteRTModel(path).predict(inputs)["scores"]
@@ -252,7 +252,7 @@ def test_inspect_tells_probabilities_from_logits(
 def test_inspect_finds_the_step_behind_a_float_output(tmp_path: Path) -> None:
     model = dense()
     inside = inspect_file(write(tmp_path / "a.tflite", model, "int8"))
-    outside = inspect_file(write(tmp_path / "b.tflite", model, "int8", output_type="int8"))
+    outside = inspect_file(write(tmp_path / "b.tflite", model, "int8", types=("float32", "int8")))
     floating = inspect_file(write(tmp_path / "c.tflite", model, "dynamic_int8"))
 
     assert inside.outputs[0].scale is None

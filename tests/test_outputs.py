@@ -271,6 +271,31 @@ def test_probe_takes_open_sizes_from_the_other_model() -> None:
     assert (integers.shape, integers.dtype) == ((2, 3), tf.int32)
 
 
+def _pooled(library: Any, times: int) -> Any:
+    inputs = hidden = library.layers.Input([None, None, 1])
+    for _ in range(times):
+        hidden = library.layers.MaxPooling2D()(library.layers.Conv2D(2, 3)(hidden))
+    outputs = library.layers.Dense(3)(library.layers.GlobalAveragePooling2D()(hidden))
+    return library.Model(inputs, outputs)
+
+
+@each_library
+@pytest.mark.parametrize(("times", "size"), [(1, 8), (2, 32), (3, 32), (4, 64)])
+def test_probe_tries_open_sizes(library: Any, times: int, size: int) -> None:
+    assert probe_inputs(_pooled(library, times)).shape == (4, size, size, 1)
+
+
+def test_probe_of_what_takes_no_common_size_is_refused() -> None:
+    inputs = tf_keras.layers.Input([None, 2])
+    model = tf_keras.Model(inputs, tf_keras.layers.Reshape([5])(inputs))
+    with pytest.raises(
+        ModelError,
+        match=r"open input sizes must take one of \(8, 32, 64, 224\)\. Received: inputs "
+        r"\[\(None, 2\)\], .* Give it the sizes",
+    ):
+        probe_inputs(model)
+
+
 @each_library
 def test_architecture_tells_models_apart_but_not_their_names(library: Any) -> None:
     first = architecture(perceptron(library))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -236,3 +237,78 @@ def test_two_devices_end_in_the_weights_of_one(
         two = pipeline.run(plain(), teacher, train, test=test, run_dir=tmp_path / "two", verbose=0)
     for ours, theirs in zip(one.student.get_weights(), two.student.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_changed_data_are_trained_on_and_certified_anew(
+    teacher: Any,
+    digits: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (images, labels), (test_images, test_labels) = _split(digits)
+    keras.utils.set_random_seed(1)
+    student = _student()
+    pipeline = td.Pipeline(
+        distillation=td.Distillation(epochs=3, learning_rate=1e-2),
+        export=td.Export(formats=("int8",), limits=_ANY),
+    )
+
+    def run(train: Any, test: Any, directory: str = "run") -> tuple[dict[str, Any], int]:
+        state = np.random.get_state()[1]
+        result = pipeline.run(student, teacher, train, test=test, run_dir=tmp_path / directory)
+        np.testing.assert_array_equal(state, np.random.get_state()[1])
+        rows = {row.name: row.accuracy for row in result.report.rows}
+        return rows, capsys.readouterr().out.count("finished before")
+
+    train, test, dark = (images, labels), (test_images, test_labels), test_images * 0.2
+    whole, _ = run(train, test)
+    assert run(train, test) == (whole, 3)
+    other_test, taken = run(train, (dark, test_labels))
+    assert taken == 2  # but not the artifacts with their certificates
+    assert other_test["int8"] < whole["int8"] - 0.05
+    other_train, taken = run((images[::-1] * 1.0, labels), test)
+    assert taken == 0
+    assert other_train["distilled"] != whole["distilled"]
+    assert run((images[::-1] * 1.0, labels), test, "fresh")[0] == other_train
+
+
+def test_leaving_the_baseline_out_changes_nothing_else(
+    teacher: Any, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    train, test = _split(digits)
+    keras.utils.set_random_seed(1)
+    student = _student()
+    written = []
+    for baseline in (True, False):
+        result = td.Pipeline(
+            distillation=td.Distillation(epochs=1),
+            pruning=td.Pruning(sparsity=0.5, epochs=1),
+            export=td.Export(formats=("int8",), limits=_ANY),
+            baseline=baseline,
+        ).run(student, teacher, train, test=test, run_dir=tmp_path / str(baseline), verbose=0)
+        written.append(result.artifacts["int8"].path.read_bytes())
+    assert written[0] == written[1]
+
+
+def test_projections_of_feature_losses_go_on_in_the_next_stage(
+    teacher: Any, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    train, test = _split(digits)
+    hint = td.losses.Hint(teacher.layers[2].name, "second", weight=1.0)
+
+    def run() -> dict[str, Any]:
+        keras.utils.set_random_seed(1)
+        td.Pipeline(
+            distillation=td.Distillation([hint], epochs=4, learning_rate=1e-2),
+            quantization=td.Quantization(epochs=1),
+            export=td.Export(formats=("int8",), limits=_ANY),
+            baseline=False,
+        ).run(_student(), teacher, train, test=test, run_dir=tmp_path, verbose=0)
+        return json.loads((tmp_path / "report.json").read_text())["histories"]
+
+    first = run()
+    taught = first["distillation"]["hint"]
+    assert first["quantization"]["hint"][0] < (taught[0] + taught[-1]) / 2
+    shutil.rmtree(tmp_path / "quantization")
+    again = run()  # from the stored projections
+    assert again["quantization"]["hint"] == first["quantization"]["hint"]

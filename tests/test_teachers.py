@@ -138,6 +138,28 @@ def test_open_sizes_are_the_students() -> None:
     assert as_teacher(images([None, None, 1]), images([16, 16, 1])).shapes.logits == (2,)
 
 
+def test_open_sizes_are_those_that_a_function_takes() -> None:
+    inputs = tf_keras.layers.Input([None, None, 1])
+    student = tf_keras.Model(inputs, tf_keras.layers.GlobalMaxPooling2D()(inputs))
+    kernel = tf.ones([12, 12, 1, 1])  # 12x12 at least
+
+    def teach(images: Any) -> Any:
+        return tf.reduce_max(tf.nn.conv2d(images, kernel, 1, "VALID"), axis=[1, 2])
+
+    assert as_teacher(teach, student).shapes.logits == (1,)
+    (said,) = identity_of_teacher(teach, student)
+    assert np.all(np.isfinite(said))
+
+
+def test_identity_with_open_sizes_is_seen_at_the_teachers() -> None:
+    inputs = tf_keras.layers.Input([None, None, 1])
+    student = tf_keras.Model(inputs, tf_keras.layers.GlobalMaxPooling2D()(inputs))
+    inputs = keras.layers.Input([4, 4, 1])
+    teacher = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(inputs)))
+    said, *_ = identity_of_teacher(teacher, student)
+    assert said.shape == (4, 1)
+
+
 # --- refused ---
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,15 +11,19 @@ from typing import Any
 import numpy as np
 
 from tfdistill.certificate import Certificate, certify
-from tfdistill.errors import CertificationError
+from tfdistill.errors import CertificationError, ExportError, ModelError
+from tfdistill.evaluation import require_same_labels
 from tfdistill.export import Export, ExportedModel, export_model
 from tfdistill.files import reading_and_writing
+from tfdistill.flatbuffer import inspect_file
+from tfdistill.records import DamagedFileError, read, read_record, sha256
 from tfdistill.run import RunDirectory, StageResult, fingerprint
-from tfdistill.sidecar import check_artifact_path, read_sidecar
+from tfdistill.sidecar import check_artifact_path, read_sidecar, sidecar_path, write_sidecar
 from tfdistill.stages import Student
 from tfdistill.terminal import Terminal
 
 _STAGE = "certification"
+_LABELS = "labels"
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,19 @@ class Artifact:
         path: The `.tflite` file; a JSON file of the same name stands beside it.
         certificate: How it behaves on the test set, against the model it came from.
         method: How it was quantized, in words.
+        interface: How an app feeds and reads it.
         left_float: What computes or is stored in float although the format is an integer one.
         predictions: Its class for every test example, int64 `[examples]`.
+        labels: The true class of each, int64 `[examples]`.
     """
 
     path: Path
     certificate: Certificate
     method: str
+    interface: Mapping[str, Any]
     left_float: tuple[str, ...]
     predictions: np.ndarray
+    labels: np.ndarray
 
 
 def artifact_path(directory: RunDirectory, format: str) -> Path:
@@ -50,27 +57,77 @@ def artifact_path(directory: RunDirectory, format: str) -> Path:
 def check_artifact_paths(directory: RunDirectory, export: Export, terminal: Terminal) -> None:
     """Makes sure before any training that the artifacts can be written at its end.
 
-    An artifact of ours whose bytes changed is named and put aside.
+    An artifact or sidecar that is not what the run wrote is named and put aside.
 
     Args:
         directory: The run.
         export: The formats.
-        terminal: Told of damaged files.
+        terminal: Told of files put aside.
 
     Raises:
-        RunDirectoryError: A foreign file is where an artifact should be.
+        RunDirectoryError: There is a file where the run wrote none.
     """
+    recorded = _recorded(directory)
     for format in export.formats:
         path = artifact_path(directory, format)
-        sidecar = read_sidecar(path)
-        if path.is_file() and sidecar is not None:
-            known = sidecar["artifact"]
-            if _sha256(path) not in (known.get("sha256"), known.get("replaces")):
-                aside = path.with_suffix(".tflite.damaged")
-                terminal.note(f"{path} is damaged; it is made again, the old one is {aside.name}.")
-                with reading_and_writing(path):
-                    path.replace(aside)
+        _put_changed_aside(path, format, recorded.get(format), terminal)
         check_artifact_path(path)
+
+
+def _recorded(directory: RunDirectory) -> dict[str, Any]:
+    """Format to what the last finished run of any settings recorded of its artifact."""
+    try:
+        record = read_record(directory.path / _STAGE / "stage.json")
+    except DamagedFileError:
+        return {}
+    found = record["summary"] if record else {}
+    return {format: each for format, each in found.items() if "sidecar_sha256" in each}
+
+
+def _put_changed_aside(path: Path, format: str, recorded: Any, terminal: Terminal) -> None:
+    """Leaves the artifact and its sidecar as a run wrote them, or free places."""
+    beside, sidecar, found = sidecar_path(path), read_sidecar(path), _sha256(path)
+    certified = recorded["certificate"]["sha256"] if recorded else ""
+    known = sidecar["artifact"] if sidecar else {"sha256": "", "replaces": None}
+    ours = (certified, known["sha256"], known["replaces"])
+    if found and found not in ours and any(ours):
+        _put_aside(path, terminal)
+        found = ""
+    # Killed before it was recorded, a run leaves a sidecar that knows the artifact beside it.
+    newer = known["replaces"] or (found and found == known["sha256"] != certified)
+    if recorded and not newer and _sha256(beside) != recorded["sidecar_sha256"]:
+        if beside.exists():
+            _put_aside(beside, terminal)
+        elif found:
+            terminal.note(f"{beside} is missing; it is made again.")
+        if found:
+            _write_sidecar(path, format, recorded)
+
+
+def _put_aside(path: Path, terminal: Terminal) -> None:
+    aside = path.with_name(f"{path.name}.damaged")
+    number = 0
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+    terminal.note(
+        f"{path} is not what was written there; it is made again, the other is {aside.name}."
+    )
+    with reading_and_writing(path):
+        path.replace(aside)
+
+
+def _write_sidecar(path: Path, format: str, recorded: Mapping[str, Any]) -> None:
+    """Writes the sidecar of a certified artifact once more."""
+    write_sidecar(
+        path,
+        inspection=inspect_file(path),
+        format=format,
+        method=recorded["method"],
+        interface=recorded["interface"],
+        certificate=recorded["certificate"],
+        exported=True,
+    )
 
 
 def make_artifacts(
@@ -99,7 +156,10 @@ def make_artifacts(
 
     Returns:
         Format to artifact, in the order of `export.formats`; and format to the reason for what
-        was written but cannot be run here, as with TensorFlow's select ops.
+        cannot be written, or not be run here, as with TensorFlow's select ops.
+
+    Raises:
+        DataError: `test` has other labels each time it is read.
     """
     upstream = [floating.fingerprint, quantized.fingerprint if quantized else None]
     stage = directory.stage(_STAGE, fingerprint(upstream, export, test_identity))
@@ -110,22 +170,23 @@ def make_artifacts(
     with reading_and_writing(directory.artifacts):
         directory.artifacts.mkdir(exist_ok=True)
     made: dict[str, Artifact] = {}
+    summaries: dict[str, Mapping[str, Any]] = {}
     uncertified: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         float32_path = Path(scratch) / "student_float32.tflite"
-        export_model(floating.model, float32_path, "float32")
+        export_model(floating.model, float32_path, "float32", settings=export)
         for format in export.formats:
             terminal.heading(f"Exporting and certifying {format}")
             source = quantized if format == "int8" and quantized is not None else floating
-            written = export_model(
-                source.model,
-                artifact_path(directory, format),
-                format,
-                settings=export,
-                quantization_aware=source.quantized,
-                calibration=calibration,
-            )
             try:
+                written = export_model(
+                    source.model,
+                    artifact_path(directory, format),
+                    format,
+                    settings=export,
+                    quantization_aware=source.quantized,
+                    calibration=calibration,
+                )
                 certificate = certify(
                     written.path,
                     source.model,
@@ -134,15 +195,18 @@ def make_artifacts(
                     float32_path=float32_path,
                     label_names=export.label_names,
                 )
-            except CertificationError as error:
+            except (ExportError, CertificationError, ModelError) as error:
                 uncertified[format] = str(error)
                 continue
-            certificate.write_sidecar(written.path)
             made[format] = _artifact(written, certificate)
+            summaries[format] = _summary(made[format], certificate.write_sidecar(written.path))
     if uncertified:
         return made, uncertified
     arrays = {format: artifact.predictions for format, artifact in made.items()}
-    stage.commit(arrays, {}, {format: _summary(artifact) for format, artifact in made.items()})
+    first, *others = (artifact.labels for artifact in made.values())
+    for labels in others:
+        require_same_labels(first, labels)
+    stage.commit({**arrays, _LABELS: first}, {}, summaries)
     return made, {}
 
 
@@ -151,16 +215,20 @@ def _artifact(written: ExportedModel, certificate: Certificate) -> Artifact:
         path=written.path,
         certificate=certificate,
         method=written.method,
+        interface=written.interface,
         left_float=written.left_float,
         predictions=np.asarray(certificate.predictions),
+        labels=np.asarray(certificate.labels),
     )
 
 
-def _summary(artifact: Artifact) -> Mapping[str, Any]:
+def _summary(artifact: Artifact, sidecar: Path) -> Mapping[str, Any]:
     return {
         "certificate": artifact.certificate.to_dict(),
         "method": artifact.method,
+        "interface": artifact.interface,
         "left_float": artifact.left_float,
+        "sidecar_sha256": _sha256(sidecar),
     }
 
 
@@ -172,19 +240,26 @@ def _finished(
     for format in export.formats:
         path = artifact_path(directory, format)
         summary = result.summary[format]
-        certificate = Certificate.from_dict(summary["certificate"])
-        if not path.is_file() or _sha256(path) != certificate.sha256:
+        if "sidecar_sha256" not in summary:  # of an older version
             return None
+        certificate = Certificate.from_dict(summary["certificate"])
+        if _sha256(path) != certificate.sha256:
+            return None
+        if _sha256(sidecar_path(path)) != summary["sidecar_sha256"]:
+            _write_sidecar(path, format, summary)  # another run was killed before it wrote its own
         found[format] = Artifact(
             path=path,
             certificate=certificate,
             method=summary["method"],
+            interface=summary["interface"],
             left_float=tuple(summary["left_float"]),
             predictions=result.arrays[format],
+            labels=result.arrays[_LABELS],
         )
     return found
 
 
 def _sha256(path: Path) -> str:
-    with reading_and_writing(path):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of a file's content; "" where there is no file."""
+    content = read(path) if path.is_file() else None
+    return "" if content is None else sha256(content)

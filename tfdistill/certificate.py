@@ -118,6 +118,7 @@ class Certificate:
         failures: What is beyond the limits, a sentence each.
         label_names: The classes' names.
         predictions: The artifact's class for each example, int64 `[examples]`; not written.
+        labels: The true class of each, int64 `[examples]`; not written.
     """
 
     artifact: str
@@ -145,6 +146,7 @@ class Certificate:
     failures: tuple[str, ...]
     label_names: tuple[str, ...] = ()
     predictions: np.ndarray | None = field(default=None, repr=False, compare=False)
+    labels: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
     def passed(self) -> bool:
@@ -165,9 +167,9 @@ class Certificate:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The certificate in JSON's types, without `predictions`."""
+        """The certificate in JSON's types, without `predictions` and `labels`."""
         found = {**asdict(self), "passed": self.passed}
-        del found["predictions"]
+        del found["predictions"], found["labels"]
         return found
 
     @classmethod
@@ -314,6 +316,7 @@ def certify(
         failures=(),
         label_names=tuple(label_names),
         predictions=run.predictions,
+        labels=run.labels,
     )
     return replace(certificate, failures=_failures(certificate, run))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 
 from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import DataError, ExportError, ModelError
+from tfdistill.flatbuffer import results_by_operator
 from tfdistill.host import standard_error_held_back
 from tfdistill.litert import inputs_by_name, signature_names
 from tfdistill.pruning import PruneLowMagnitude
@@ -20,7 +23,21 @@ from tfdistill.pruning import PruneLowMagnitude
 _INT16X8 = "EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8"
 _NOT_BUILTIN = re.compile(r"(?:TF Select|Flex|Custom) ops: (.+)")
 _NOT_QUANTIZABLE = re.compile(r"not yet supported for op: '(\w+)'")
+_LOOPS = ("While", "StatelessWhile")
+_RECURRENT = re.compile("WHILE|UNIDIRECTIONAL_SEQUENCE_.*")
 _QUANTIZED = "quant_"  # tfmot's prefix of the layers it wraps
+_LOAD = """
+import sys
+try:
+    from ai_edge_litert.interpreter import Interpreter
+    Interpreter(model_content=sys.stdin.buffer.read()).allocate_tensors()
+except Exception:  # depends on the weights, or is raised here, too
+    pass
+"""
+
+
+class MissingOperatorError(ExportError):
+    """A format lacks an operator that the model needs, whatever its weights and the data are."""
 
 
 def layer_of(name: str, model: Any) -> str:
@@ -125,12 +142,47 @@ def calibration_examples(
     return examples
 
 
+def random_examples(model: Any, count: int = 2) -> list[dict[str, np.ndarray]]:
+    """As `calibration_examples`, where there is no data yet: values in [0, 1), and indices 0."""
+    rng = np.random.default_rng(0)
+    names = signature_names(model.input_names)
+
+    def values(tensor: Any) -> np.ndarray:
+        shape = (1, *tensor.shape[1:])
+        numbers = rng.uniform(size=shape) if tensor.dtype.is_floating else np.zeros(shape)
+        return numbers.astype(tensor.dtype.as_numpy_dtype)
+
+    return [
+        {name: values(tensor) for name, tensor in zip(names, model.inputs, strict=True)}
+        for _ in range(count)
+    ]
+
+
+def check_loads(content: bytes, format: str) -> None:
+    """Checks that LiteRT can load a file that was just converted, or raises an error itself.
+
+    In a process of its own: some operators in int16x8 make LiteRT end the process.
+
+    Raises:
+        MissingOperatorError: They do.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD], input=content, capture_output=True, check=False
+    )
+    if done.returncode:
+        names = sorted({name for name, _ in results_by_operator(content)})
+        raise MissingOperatorError(
+            f"`model` must be one that LiteRT can load as {format}.",
+            received=f"a process that was ended by one of {', '.join(names)}",
+            hint=f"Leave {format} out of `formats`.",
+        )
+
+
 def convert(
     model: Any,
     format: str,
     *,
-    input_type: str = "float32",
-    output_type: str = "float32",
+    types: tuple[str, str] = ("float32", "float32"),
     quantization_aware: bool = False,
     allow_select_ops: bool = False,
     examples: Sequence[Mapping[str, np.ndarray]] = (),
@@ -140,14 +192,14 @@ def convert(
     Args:
         model: What `check_exportable` has accepted.
         format: One of `export.FORMATS`.
-        input_type: Type of the inputs that are real numbers.
-        output_type: Type of the outputs that are real numbers.
+        types: Of the inputs and of the outputs that are real numbers.
         quantization_aware: Whether the ranges are in the model.
         allow_select_ops: Whether TensorFlow's operators may stand in for missing ones.
         examples: What to calibrate on, for the post-training integer formats.
 
     Raises:
-        ExportError: It cannot be converted; operators and layers are named.
+        MissingOperatorError: It needs operators that the format lacks; layers are named.
+        ExportError: It cannot be converted for another reason.
     """
     with _silence():
         function, module = _serving_function(model, strip=quantization_aware)
@@ -155,6 +207,8 @@ def convert(
         nodes = [(node.op, node.name) for node in graph.node]
         nodes += [(n.op, n.name) for body in graph.library.function for n in body.node_def]
         _check_fake_quantization(nodes, quantization_aware)
+        if examples and any(operator in _LOOPS for operator, _ in nodes):
+            _check_loops(model, format, allow_select_ops)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
         builtins = tf.lite.OpsSet.TFLITE_BUILTINS
         if format != "float32":
@@ -169,11 +223,14 @@ def convert(
         converter.target_spec.supported_ops = [builtins]
         if allow_select_ops:
             converter.target_spec.supported_ops.append(tf.lite.OpsSet.SELECT_TF_OPS)
-        converter.inference_input_type = tf.as_dtype(input_type)
-        converter.inference_output_type = tf.as_dtype(output_type)
+        converter.inference_input_type, converter.inference_output_type = map(tf.as_dtype, types)
         try:
             return bytes(converter.convert())
         except Exception as error:  # the converter raises what its C++ code comes up with
+            if _NOT_QUANTIZABLE.search(str(error)):  # an operator of LiteRT's, not of the graph
+                nodes += results_by_operator(
+                    convert(model, "float32", allow_select_ops=allow_select_ops)
+                )
             raise _explained(str(error), format, nodes, model) from error
 
 
@@ -216,6 +273,18 @@ def _check_fake_quantization(nodes: Sequence[tuple[str, str]], quantization_awar
         )
 
 
+def _check_loops(model: Any, format: str, allow_select_ops: bool) -> None:
+    """The converter's calibration ends the process on a loop in which a kernel is used."""
+    results = results_by_operator(convert(model, "float32", allow_select_ops=allow_select_ops))
+    if any(operator == "WHILE" for operator, _ in results):  # that of an LSTM becomes an operator
+        raise MissingOperatorError(
+            f"`model` must be without a loop, to be calibrated for {format}.",
+            received=_located(["WHILE"], results, model),
+            hint="Build the recurrent layer with unroll=True; or train quantization-aware, for "
+            "int8.",
+        )
+
+
 def _explained(
     error: str, format: str, nodes: Sequence[tuple[str, str]], model: Any
 ) -> ExportError:
@@ -228,14 +297,14 @@ def _explained(
             else "Replace what needs it; or give allow_select_ops=True, and ship the "
             "select-ops library with the app."
         )
-        return ExportError(
+        return MissingOperatorError(
             "`model` must need only operators that are built into LiteRT.",
             received=_located(missing, nodes, model),
             hint=hint,
         )
     missing = _NOT_QUANTIZABLE.findall(error)
     if missing:
-        return ExportError(
+        return MissingOperatorError(
             f"`model` must need only operators that LiteRT has in {format}.",
             received=_located(missing, nodes, model),
             hint=f"Replace what needs it, or leave {format} out of `formats`.",
@@ -256,6 +325,9 @@ def _located(operators: Iterable[str], nodes: Sequence[tuple[str, str]], model: 
     found = []
     for operator in dict.fromkeys(operators):
         layers = {layer_of(name, model) for op, name in nodes if plain(op) == plain(operator)}
+        if layers <= {"?"} and _RECURRENT.fullmatch(operator):  # it has a name of its own
+            kinds = (tf_keras.layers.RNN, tf_keras.layers.Bidirectional)
+            layers = {layer.name for layer in model.layers if isinstance(layer, kinds)}
         where = ", ".join(f"`{layer}`" for layer in sorted(layers - {"?"}))
         found.append(f"{operator} in layer {where}" if where else operator)
     return "; ".join(found)

@@ -17,25 +17,26 @@ import numpy as np
 from tfdistill._keras import tf
 from tfdistill.batches import (
     BATCH_SIZE,
-    DataSummary,
     array_batches,
     as_batches,
-    check_whole,
     free_of_global_seed,
     shuffled,
     skip_epochs,
-    summarise,
 )
+from tfdistill.data_summary import DataSummary, content_of, require_same_each_time, summarise
 from tfdistill.errors import SettingError
+from tfdistill.fingerprint import fingerprint
 from tfdistill.prepared import choose_splits, find_builder, read_records
-from tfdistill.settings import settings
+from tfdistill.settings import settings, whole_number
 
 __all__ = [
     "DataSummary",
     "Dataset",
     "RandomShiftAndFlip",
     "as_batches",
+    "content_of",
     "load_dataset",
+    "require_same_each_time",
     "skip_epochs",
     "summarise",
 ]
@@ -72,7 +73,7 @@ class RandomShiftAndFlip:
 
     def __post_init__(self) -> None:
         """Checks the settings."""
-        check_whole("pixels", self.pixels, 0)
+        whole_number("pixels", self.pixels, minimum=0)
         if not isinstance(self.flip, bool):
             raise SettingError("`flip` must be True or False.", received=self.flip)
 
@@ -112,6 +113,8 @@ class Dataset:
         examples: Number of examples in each split.
         splits: What each split was taken from, as "train[:54000]".
         scale: The normalisation applied: image = raw pixel * scale.
+        identity: Hash of all that decides on the training examples and their order; to be given
+            to `Pipeline.run` as `data_name`.
     """
 
     name: str
@@ -124,6 +127,7 @@ class Dataset:
     examples: dict[str, int]
     splits: dict[str, str]
     scale: float
+    identity: str = ""
 
     @property
     def classes(self) -> int:
@@ -177,15 +181,15 @@ def load_dataset(
     Example:
         >>> train, validation, test = load_dataset("digits", batch_size=64)
     """
-    check_whole("batch_size", batch_size, 1)
-    check_whole("seed", seed, 0)
+    whole_number("batch_size", batch_size, minimum=1)
+    whole_number("seed", seed, minimum=0)
     if not isinstance(validation_fraction, numbers.Real) or not 0 < validation_fraction < 1:
         raise SettingError("`validation_fraction` must be in (0, 1).", received=validation_fraction)
     if image_size is not None:
         if not isinstance(image_size, tuple) or len(image_size) != 2:
             raise SettingError("`image_size` must be (height, width).", received=image_size)
         for side in image_size:
-            check_whole("image_size", side, 1)
+            whole_number("image_size", side, minimum=1)
     if augment is not None and not callable(augment):
         raise SettingError(
             "`augment` must be None or a function of (image, seed).", received=augment
@@ -206,7 +210,17 @@ def load_dataset(
         _check_augment(augment, raw.input_shape)
         ready["train"] = _augmented(ready["train"], augment, batch_size, seed)
     ready = {split: batches.prefetch(tf.data.AUTOTUNE) for split, batches in ready.items()}
-    return dataclasses.replace(raw, **ready)
+    decides = (raw.name, raw.version, raw.splits, raw.input_shape, validation_fraction)
+    identity = fingerprint(decides, batch_size, seed, _identity_of(augment))
+    return dataclasses.replace(raw, identity=identity, **ready)
+
+
+def _identity_of(augment: Augment | None) -> Any:
+    """Its settings, where it has any that can be seen; else its name."""
+    if augment is None or dataclasses.is_dataclass(augment) or hasattr(augment, "get_config"):
+        return augment
+    kind = augment if hasattr(augment, "__qualname__") else type(augment)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _digits(

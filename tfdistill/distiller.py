@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import DataError, ModelError, SettingError, TfdistillError
 from tfdistill.labels import LabelLoss, accuracy_metric, per_example_label_loss
 from tfdistill.losses import DistillationLoss, Shapes
+from tfdistill.losses.base import OWN_LOGS, check_losses
 from tfdistill.outputs import (
     ModelView,
     is_functional,
@@ -24,11 +24,9 @@ from tfdistill.outputs import (
     probe_inputs,
     refuse_probabilities,
 )
-from tfdistill.teachers import Teacher, as_teacher
+from tfdistill.teachers import Teacher, as_teacher, require_own_weights
 
 logger = logging.getLogger("tfdistill")
-
-_OWN_LOGS = ("loss", "label_loss", "teacher_agreement")
 
 
 class _Step(NamedTuple):
@@ -83,7 +81,8 @@ class Distiller(tf_keras.Model):
         notes: Sentences on what was recognised or changed, such as a final softmax.
 
     Raises:
-        ModelError: Teacher and student do not fit each other or the losses.
+        ModelError: Teacher and student do not fit each other or the losses, or share weights
+            that are trained.
         SettingError: A weight is negative, all are zero, or two losses share a name.
 
     Example:
@@ -104,8 +103,7 @@ class Distiller(tf_keras.Model):
         label_loss_weight: float = 0.1,
         name: str = "distiller",
     ) -> None:
-        _check_losses(losses, label_loss_weight)
-        losses = tuple(losses)
+        losses, label_loss_weight = check_losses(losses, label_loss_weight)
         original = student if isinstance(student, keras.Model) else None
         trained = bridge.to_tf_keras(student) if original is not None else student
         if not isinstance(trained, tf_keras.Model) or not is_functional(trained):
@@ -128,8 +126,9 @@ class Distiller(tf_keras.Model):
         _, said = view(example, training=False)
         refuse_probabilities(said.logits, role="student")
         _require_same_classes(parts.teacher.shapes, view.shapes)
+        require_own_weights(student, teacher)
         self.losses_taught = losses
-        self.label_loss_weight = float(label_loss_weight)
+        self.label_loss_weight = label_loss_weight
         self.notes = tuple(note for note in (view.note, parts.teacher.note) if note)
         for note in self.notes:
             logger.info(note)
@@ -150,6 +149,28 @@ class Distiller(tf_keras.Model):
     def training_student(self) -> Any:
         """The tf_keras model that is trained: the student itself unless it is Keras 3."""
         return self._student
+
+    @property
+    def projection_weights(self) -> dict[str, np.ndarray]:
+        """Copies of what feature losses train beside the student, by `loss name/number`."""
+        return {
+            f"{name}/{index}": np.array(weight)
+            for name, layer in self._projections.items()
+            for index, weight in enumerate(layer.get_weights())
+        }
+
+    def set_projection_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Starts from the projections of another Distiller, e.g. that of the stage before.
+
+        Args:
+            weights: Its `projection_weights`. Those of losses that this one does not have, or
+                whose shapes differ here, are left out.
+        """
+        for name, layer in self._projections.items():
+            own = layer.get_weights()
+            given = [weights[key] for i in range(len(own)) if (key := f"{name}/{i}") in weights]
+            if [np.shape(array) for array in given] == [np.shape(array) for array in own]:
+                layer.set_weights(given)
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """The student's output."""
@@ -193,7 +214,7 @@ class Distiller(tf_keras.Model):
         )
         super().compile(optimizer=bridge.to_tf_keras_optimizer(optimizer), **converted, **kwargs)
         with self.distribute_strategy.scope():
-            names = [*_OWN_LOGS[:2], *(loss.name for loss in self.losses_taught), _OWN_LOGS[2]]
+            names = [*OWN_LOGS[:2], *(loss.name for loss in self.losses_taught), OWN_LOGS[2]]
             self._parts.trackers = {n: tf_keras.metrics.Mean(name=n) for n in names}
 
     @property
@@ -207,15 +228,9 @@ class Distiller(tf_keras.Model):
 
         Raises:
             SettingError: A callback is one of Keras 3; those of tf_keras have the same names.
+            DataError: The data are a `PyDataset` of Keras 3.
         """
-        callbacks = kwargs.get("callbacks")
-        for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
-            if isinstance(callback, keras.callbacks.Callback):
-                raise SettingError(
-                    "`callbacks` must be callbacks of tf_keras, which trains the student.",
-                    received=f"{type(callback).__name__} of Keras 3",
-                    hint=f"Use tf_keras.callbacks.{type(callback).__name__}.",
-                )
+        _refuse_keras3(super().fit, args, kwargs)
         try:
             with _own_errors():
                 return super().fit(*args, **kwargs)
@@ -223,7 +238,8 @@ class Distiller(tf_keras.Model):
             _ = self.student
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As Keras' `evaluate`; changes nothing but metrics."""
+        """As Keras' `evaluate`; changes nothing but metrics. Raises as `fit` does."""
+        _refuse_keras3(super().evaluate, args, kwargs)
         with _own_errors():
             return super().evaluate(*args, **kwargs)
 
@@ -343,34 +359,23 @@ def _own_errors() -> Iterator[None]:
         raise
 
 
-def _check_losses(losses: Any, label_loss_weight: Any) -> None:
-    if not isinstance(losses, Sequence) or not all(
-        isinstance(loss, DistillationLoss) for loss in losses
-    ):
-        raise SettingError(
-            "`losses` must be a list of distillation losses, such as [td.losses.SoftTargets()].",
-            received=repr(losses),
-            hint="The label loss goes to `compile`.",
-        )
-    is_number = isinstance(label_loss_weight, Real) and not isinstance(label_loss_weight, bool)
-    if not is_number or not np.isfinite(label_loss_weight) or label_loss_weight < 0:
-        raise SettingError(
-            "`label_loss_weight` must be a finite number >= 0.", received=label_loss_weight
-        )
-    if label_loss_weight == 0 and all(loss.weight == 0 for loss in losses):
-        raise SettingError(
-            "`label_loss_weight` and the losses' weights must not all be zero.",
-            received=f"label_loss_weight=0 and losses={list(losses)}",
-            hint="Give at least one of them a weight > 0.",
-        )
-    counts = Counter([*_OWN_LOGS, *(loss.name for loss in losses)])
-    for name, count in counts.items():
-        if count > 1:
+def _refuse_keras3(method: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuses callbacks and data of Keras 3 among the arguments, which tf_keras cannot use."""
+    given = inspect.signature(method).bind(*args, **kwargs).arguments
+    callbacks = given.get("callbacks")
+    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+        if isinstance(callback, keras.callbacks.Callback):
             raise SettingError(
-                "`losses` must have different names, and none of 'loss', 'label_loss' and "
-                "'teacher_agreement'.",
-                received=f"the name {name!r} {count} times",
-                hint="Pass name=... to one of them.",
+                "`callbacks` must be callbacks of tf_keras, which trains the student.",
+                received=f"{type(callback).__name__} of Keras 3",
+                hint=f"Use tf_keras.callbacks.{type(callback).__name__}.",
+            )
+    for name in ("x", "validation_data"):
+        if isinstance(given.get(name), keras.utils.PyDataset):
+            raise DataError(
+                f"`{name}` must be data that tf_keras reads, which trains the student.",
+                received=f"{type(given[name]).__name__}, a PyDataset of Keras 3",
+                hint="Give a tf.data.Dataset, or derive the class from tf_keras.utils.Sequence.",
             )
 
 

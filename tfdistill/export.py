@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tfdistill.conversion import calibration_examples, check_exportable, convert, layer_of
+from tfdistill.conversion import (
+    MissingOperatorError,
+    calibration_examples,
+    check_exportable,
+    check_loads,
+    convert,
+    layer_of,
+    random_examples,
+)
 from tfdistill.errors import ExportError, SettingError
+from tfdistill.export_settings import (
+    CALIBRATED,
+    FORMATS,
+    Export,
+    Limits,
+    Normalisation,
+    check_format,
+)
 from tfdistill.flatbuffer import Inspection, TensorInterface, inspect_content
-from tfdistill.settings import settings
 from tfdistill.sidecar import check_artifact_path, describe_interface, write_artifact
 
 __all__ = [
@@ -28,192 +39,12 @@ __all__ = [
     "export_model",
 ]
 
-FORMATS = ("float32", "float16", "dynamic_int8", "int8", "int16x8")
-_INTEGER_TYPES = {"int8": ("int8", "uint8"), "int16x8": ("int16",)}
-_CALIBRATED = ("int8", "int16x8")
+_ENDING_PROCESSES = ("int16x8",)  # that some operators have in LiteRT: see `check_loads`
 _METHODS = {
     "float32": "float32, nothing quantized",
     "float16": "weights rounded to float16",
     "dynamic_int8": "post-training, int8 weights, activations quantized at run time",
 }
-
-
-@settings
-class Limits:
-    """How far an artifact may be from the model it came from.
-
-    `None` takes the format's own limit: an accuracy drop of 0.02 and an agreement of 0.97 for
-    int8 and dynamic_int8, 0.01 and 0.99 for the others. The output error has none.
-
-    Args:
-        max_accuracy_drop: Accuracy of the model minus accuracy of the artifact, in [0, 1].
-        min_agreement: Share of examples on which both predict the same class, in [0, 1].
-        max_output_error_steps: Largest quantization error, in steps of the output's scale, that
-            99 % of the outputs may have. Only for outputs that were computed quantized. Useful
-            after quantization-aware training, where the model rounds as the artifact does.
-
-    Raises:
-        SettingError: A limit is out of its range.
-
-    Example:
-        >>> td.Limits(max_accuracy_drop=0.005, max_output_error_steps=2)
-    """
-
-    max_accuracy_drop: float | None = None
-    min_agreement: float | None = None
-    max_output_error_steps: float | None = None
-
-    def __post_init__(self) -> None:
-        """Checks every field."""
-        for name in ("max_accuracy_drop", "min_agreement"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise SettingError(f"`{name}` must be in [0, 1].", received=value)
-        steps = self.max_output_error_steps
-        if steps is not None and not 0 < steps < math.inf:
-            raise SettingError("`max_output_error_steps` must be > 0.", received=steps)
-
-    def for_format(self, format: str) -> Limits:
-        """These limits, with the format's own in place of `None`."""
-        drop, agreement = (0.02, 0.97) if format in ("int8", "dynamic_int8") else (0.01, 0.99)
-        return Limits(
-            drop if self.max_accuracy_drop is None else self.max_accuracy_drop,
-            agreement if self.min_agreement is None else self.min_agreement,
-            self.max_output_error_steps,
-        )
-
-
-@settings
-class Normalisation:
-    """How an app turns raw values, such as pixels, into the model's inputs.
-
-    model input = raw value * `scale` + `offset`. It is written down beside the artifact, not
-    applied: the data given to this library is what the model takes.
-
-    Args:
-        scale: Factor; one for all channels, or one per channel.
-        offset: Summand; one for all channels, or one per channel.
-        raw_range: Smallest and largest raw value.
-
-    Raises:
-        SettingError: A number is not finite, a scale is 0, or the range is empty.
-
-    Example:
-        >>> td.Normalisation(scale=1 / 127.5, offset=-1.0)  # pixels 0..255 to -1..1
-    """
-
-    scale: float | tuple[float, ...] = 1 / 255
-    offset: float | tuple[float, ...] = 0.0
-    raw_range: tuple[float, float] = (0.0, 255.0)
-
-    def __post_init__(self) -> None:
-        """Checks every field."""
-        for name in ("scale", "offset", "raw_range"):
-            value = getattr(self, name)
-            if isinstance(value, (list, tuple, np.ndarray)):
-                value = tuple(float(each) for each in value)
-                object.__setattr__(self, name, value)
-            if not np.all(np.isfinite(value)):
-                raise SettingError(f"`{name}` must be finite.", received=value)
-        if not np.all(self.scale):
-            raise SettingError("`scale` must not be 0.", received=self.scale)
-        if len(self.raw_range) != 2 or self.raw_range[0] >= self.raw_range[1]:
-            raise SettingError("`raw_range` must be (smallest, largest).", received=self.raw_range)
-        if len(self._sizes()) > 1:
-            raise SettingError(
-                "`scale` and `offset` must be for equally many channels.",
-                received=f"scale={self.scale}, offset={self.offset}",
-            )
-
-    @property
-    def channels(self) -> int | None:
-        """How many channels it is for; `None` if for any number."""
-        return next(iter(self._sizes()), None)
-
-    def _sizes(self) -> set[int]:
-        return {len(value) for value in (self.scale, self.offset) if isinstance(value, tuple)}
-
-
-@settings
-class Export:
-    """Settings of the export stage.
-
-    Args:
-        formats: What to write, one file each: "float32"; "float16" (weights stored in half the
-            size); "dynamic_int8" (int8 weights, activations quantized at run time; the
-            converter leaves kernels of less than 1024 weights in float); "int8" (all of it);
-            "int16x8" (int16 activations, int8 weights).
-        input_type: What the app feeds: "float32"; "int8" or "uint8", for the format int8;
-            "int16", for int16x8. The other formats take float32.
-        output_type: What the app reads, likewise.
-        allow_select_ops: Whether an operator that LiteRT lacks may be taken from TensorFlow.
-            The app must then ship the select-ops library, and the artifact cannot be certified
-            here.
-        label_names: The classes' names, by their index in the output.
-        normalisation: How an app turns raw values into the model's inputs.
-        calibration_examples: Training examples to calibrate post-training int8 and int16x8 on.
-        limits: What each artifact's certificate is held against.
-
-    Raises:
-        SettingError: A setting is unknown or out of its range.
-
-    Example:
-        >>> td.Export(formats=("int8", "float16"), input_type="uint8", output_type="uint8")
-    """
-
-    formats: Sequence[str] = ("int8", "float16")
-    input_type: str = "float32"
-    output_type: str = "float32"
-    allow_select_ops: bool = False
-    label_names: Sequence[str] = ()
-    normalisation: Normalisation | None = None
-    calibration_examples: int = 256
-    limits: Limits = field(default_factory=Limits)
-
-    def __post_init__(self) -> None:
-        """Checks every field."""
-        for name in ("formats", "label_names"):
-            if not isinstance(getattr(self, name), (list, tuple)):
-                raise SettingError(
-                    f"`{name}` must be a tuple of names.", received=getattr(self, name)
-                )
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.formats or len(set(self.formats)) < len(self.formats):
-            raise SettingError(
-                "`formats` must hold one or more formats, each once.", received=self.formats
-            )
-        for format in self.formats:
-            check_format(format)
-        allowed = ["float32"]
-        for format in self.formats:
-            allowed += _INTEGER_TYPES.get(format, ())
-        for name in ("input_type", "output_type"):
-            if getattr(self, name) not in allowed:
-                raise SettingError(
-                    f"`{name}` must be one of {', '.join(allowed)} for these formats.",
-                    received=getattr(self, name),
-                    hint="int8 and uint8 need the format int8, int16 needs int16x8.",
-                )
-        count = self.calibration_examples
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise SettingError(
-                "`calibration_examples` must be a whole number >= 1.", received=count
-            )
-
-
-def check_format(format: str) -> None:
-    """Checks a format's name.
-
-    Raises:
-        SettingError: There is no such format; the message gives the nearest names.
-    """
-    if format not in FORMATS:
-        near = difflib.get_close_matches(str(format), FORMATS, n=2, cutoff=0.4)
-        raise SettingError(
-            f"`formats` must be of {', '.join(FORMATS)}.",
-            received=format,
-            hint=f"Did you mean {' or '.join(near)}?" if near else "",
-        )
 
 
 @dataclass(frozen=True)
@@ -225,6 +56,7 @@ class ExportedModel:
         format: One of `FORMATS`.
         method: How it was quantized, in words.
         inspection: What is in the file, read back: hash, sizes, interface, operators.
+        interface: How an app feeds and reads it, as the sidecar says.
         left_float: What computes or is stored in float although the format is an integer one,
             a sentence each.
     """
@@ -233,6 +65,7 @@ class ExportedModel:
     format: str
     method: str
     inspection: Inspection
+    interface: Mapping[str, Any]
     left_float: tuple[str, ...] = ()
 
     @property
@@ -296,49 +129,51 @@ def export_model(
     check_artifact_path(path)
     examples = []
     method = _METHODS.get(format, "quantization-aware training")
-    if format in _CALIBRATED and not quantization_aware:
+    if format in CALIBRATED and not quantization_aware:
         examples = calibration_examples(calibration, model, settings.calibration_examples)
         method = f"post-training, calibrated on {len(examples)} training examples"
-    allowed = ("float32", *_INTEGER_TYPES.get(format, ()))
-    types = [
-        kind if kind in allowed else "float32"
-        for kind in (settings.input_type, settings.output_type)
-    ]
+    types = settings.types(format)
     content = convert(
         model,
         format,
-        input_type=types[0],
-        output_type=types[1],
+        types=types,
         quantization_aware=quantization_aware,
         allow_select_ops=settings.allow_select_ops,
         examples=examples,
     )
     inspection = inspect_content(content, str(path))
     _check_result(inspection, *types, model=model)
-    normalisation = None if settings.normalisation is None else asdict(settings.normalisation)
+    if format in _ENDING_PROCESSES:
+        check_loads(content, format)
+    interface = describe_interface(
+        inspection,
+        label_names=settings.label_names,
+        normalisation=asdict(settings.normalisation) if settings.normalisation else None,
+    )
     write_artifact(
         path,
         content,
         inspection=inspection,
         format=format,
         method=method,
-        interface=describe_interface(
-            inspection, label_names=settings.label_names, normalisation=normalisation
-        ),
+        interface=interface,
     )
-    return ExportedModel(
-        Path(path), format, method, inspection, _left_float(inspection, format, model)
-    )
+    left_float = _left_float(inspection, format, model)
+    return ExportedModel(Path(path), format, method, inspection, interface, left_float)
 
 
-def check_before_training(model: Any, settings: Export) -> None:
+def check_before_training(
+    model: Any, settings: Export, *, quantization_aware: bool = False
+) -> None:
     """Refuses at once what the export would refuse after hours of training.
 
-    Converts the untrained model once, to float32, to see whether LiteRT has all its operators.
+    Converts the untrained model to each format that is calibrated after training, on random
+    values, or to float32: what LiteRT can write as float32 it can write as the others, too.
 
     Args:
         model: Functional tf_keras model without wrappers.
         settings: The stage's settings.
+        quantization_aware: Whether int8 is to be trained.
 
     Raises:
         ExportError: The model cannot be written; the message names operators and layers.
@@ -346,7 +181,24 @@ def check_before_training(model: Any, settings: Export) -> None:
     """
     check_exportable(model, "float32", quantization_aware=False)
     _check_description(settings, model)
-    convert(model, "float32", allow_select_ops=settings.allow_select_ops)
+    select = settings.allow_select_ops
+    written = False
+    for format in settings.calibrated(quantization_aware=quantization_aware):
+        types, examples = settings.types(format), random_examples(model)
+        try:
+            content = convert(
+                model, format, types=types, allow_select_ops=select, examples=examples
+            )
+        except MissingOperatorError:
+            raise
+        except ExportError:
+            continue  # random values may be none that the model can take
+        _check_result(inspect_content(content, format), *types, model=model)
+        if format in _ENDING_PROCESSES:
+            check_loads(content, format)
+        written = True
+    if not written:
+        convert(model, "float32", allow_select_ops=select)
 
 
 def _check_description(settings: Export, model: Any) -> None:
@@ -380,14 +232,14 @@ def _check_result(inspection: Inspection, input_type: str, output_type: str, *, 
 
 
 def _left_float(inspection: Inspection, format: str, model: Any) -> tuple[str, ...]:
-    if format not in ("dynamic_int8", *_CALIBRATED):
+    if format not in ("dynamic_int8", *CALIBRATED):
         return ()
     found = [
         f"{weight.operator} in layer `{layer_of(weight.name, model)}` has {weight.dtype} weights"
         for weight in inspection.weights
         if weight.dtype.startswith("float")
     ]
-    if format in _CALIBRATED:
+    if format in CALIBRATED:
         found += [
             f"{operator.count} {operator.name} computes in {operator.activations}"
             for operator in inspection.operators

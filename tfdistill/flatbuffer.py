@@ -259,6 +259,17 @@ def inspect_content(content: bytes, source: str) -> Inspection:
         raise not_a_model(source, f"{type(error).__name__}: {error}") from error
 
 
+def results_by_operator(content: bytes) -> list[tuple[str, str]]:
+    """Name of each operator in a sound file and of the tensor it makes, which tells its layer."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    return [
+        (graph.name(operator), graph.tensors[operator.outputs[0]].name.decode())
+        for graph in (_Graph(model, each) for each in model.subgraphs)
+        for operator in graph.operators
+        if len(operator.outputs)
+    ]
+
+
 class _Graph:
     """One graph of a flatbuffer, with who makes which tensor."""
 

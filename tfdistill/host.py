@@ -51,8 +51,9 @@ def reuse_memory() -> None:
     takes a tenth of the time or more. Does nothing where there is no glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    for parameter, size in _KEEP_MEMORY if mallopt else ():
-        mallopt(parameter, size)
+    if mallopt is not None:
+        for parameter, size in _KEEP_MEMORY:
+            mallopt(parameter, size)
 
 
 @contextlib.contextmanager

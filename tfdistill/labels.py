@@ -8,15 +8,9 @@ from functools import partial
 from typing import Any
 
 from tfdistill._keras import tf, tf_keras
-from tfdistill.errors import SettingError
+from tfdistill.errors import DataError, SettingError
 
 LabelLoss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
-_CROSS_ENTROPIES = {
-    "sparse_categorical_crossentropy": tf_keras.losses.SparseCategoricalCrossentropy,
-    "categorical_crossentropy": tf_keras.losses.CategoricalCrossentropy,
-    "binary_crossentropy": tf_keras.losses.BinaryCrossentropy,
-}
 
 
 def per_example_label_loss(loss: Any, *, activation: str) -> LabelLoss:
@@ -33,7 +27,7 @@ def per_example_label_loss(loss: Any, *, activation: str) -> LabelLoss:
 
     Raises:
         SettingError: The loss reads probabilities where the student returns logits or the other
-            way round, or it sums over the batch.
+            way round, or it sums over the batch; or, when called, it has averaged over it.
     """
     returns_logits = activation == "linear"
     if isinstance(loss, str):
@@ -56,6 +50,12 @@ def per_example_label_loss(loss: Any, *, activation: str) -> LabelLoss:
         if labels.shape.rank == 1 and predictions.shape.rank == 2:
             labels = labels[:, tf.newaxis]  # else [batch] against [batch, 1] broadcasts to a square
         values = tf.cast(compute(labels, predictions), tf.float32)
+        if values.shape.rank == 0:  # in Python, while the step is traced: nothing is trained yet
+            raise SettingError(
+                "`loss` must return a value per example.",
+                received="a loss that returns one number for the whole batch",
+                hint="Leave its mean over the batch out: it would lose the sample weights.",
+            )
         return tf.reduce_mean(tf.reshape(values, [tf.shape(predictions)[0], -1]), axis=1)
 
     return per_example
@@ -71,11 +71,33 @@ def label_loss_for(labels: str, *, activation: str, units: int) -> Any:
 
     Returns:
         A tf_keras loss.
+
+    Raises:
+        DataError: One-hot labels for a student with one output unit.
     """
-    binary = units == 1 or activation == "sigmoid"
-    name = "sparse_categorical_crossentropy" if labels == "integers" else "categorical_crossentropy"
-    loss = _CROSS_ENTROPIES["binary_crossentropy" if binary else name]
+    if labels == "one-hot" and units == 1:
+        raise DataError(
+            "`labels` must be 0 or 1 for a student with one output unit.",
+            received="one-hot labels of two columns",
+            hint="Give their second column, labels[:, 1]; or let the models end in two units.",
+        )
+    losses = tf_keras.losses
+    kinds = {
+        "integers": losses.SparseCategoricalCrossentropy,
+        "one-hot": losses.CategoricalCrossentropy,
+    }
+    if activation == "sigmoid":
+        kinds = {"integers": _BinaryOfClassNumbers, "one-hot": losses.BinaryCrossentropy}
+    loss = losses.BinaryCrossentropy if units == 1 else kinds[labels]
     return loss(from_logits=activation == "linear")
+
+
+class _BinaryOfClassNumbers(tf_keras.losses.BinaryCrossentropy):
+    """Binary cross-entropy of several units for class numbers, read as one-hot rows."""
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        classes = tf.reshape(tf.cast(y_true, tf.int32), [-1])
+        return super().call(tf.one_hot(classes, y_pred.shape[-1]), y_pred)
 
 
 def accuracy_metric(metric: Any, *, activation: str, units: int | None) -> Any:

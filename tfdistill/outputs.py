@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tfdistill.model_graphs import graph_of, graph_or_raise, pack_inputs, takes_
 
 _PROBABILITIES = ("softmax", "sigmoid")
 _PROBE_EXAMPLES = 4
-_PROBE_SIZE = 8
+_PROBE_SIZES = (8, 32, 64, 224)  # of open axes: the first that the model takes
 
 
 def predicted_classes(logits: tf.Tensor) -> tf.Tensor:
@@ -231,29 +232,70 @@ def _only_output(model: Any, layer: Any, name: str, role: str) -> Any:
     return outputs[0]
 
 
-def probe_inputs(model: Any, *, like: Any = None, seed: int = 0) -> Any:
+def probe_inputs(
+    model: Any, *, like: Any = None, run: Callable[[Any], Any] | None = None, seed: int = 0
+) -> Any:
     """A few random examples of what a model takes, for a look at its outputs.
 
     Args:
         model: A functional model.
         like: A functional model with the same inputs, asked for the sizes that `model` leaves
-            open; those that both do become 8.
+            open. For those that both do, common ones are tried.
+        run: What the examples are for, if not for the model itself; says which sizes it takes.
         seed: Seed of the random numbers.
 
     Returns:
         Tensors `[4, ...]`, or of the model's fixed batch, in the structure that it is called with.
+
+    Raises:
+        ModelError: None of the sizes tried is one that it takes.
     """
-    generator = np.random.default_rng(seed)
     graph = graph_or_raise(model)
-    examples = []
+    shapes = []
     for tensor, other in zip(graph.inputs, (graph_of(like) or graph).inputs, strict=True):
         sizes = zip(tensor.shape[1:], other.shape[1:], strict=True)
         batch = tensor.shape[0] or other.shape[0] or _PROBE_EXAMPLES
-        shape = (batch, *(own or its or _PROBE_SIZE for own, its in sizes))
-        dtype = tf.as_dtype(tensor.dtype)
-        values = generator.uniform(size=shape) if dtype.is_floating else np.zeros(shape)
-        examples.append(tf.cast(values, dtype))
-    return pack_inputs(graph, examples)
+        shapes.append((batch, *(own or its for own, its in sizes)))
+
+    def probe(size: int) -> Any:
+        generator = np.random.default_rng(seed)
+        examples = []
+        for tensor, shape in zip(graph.inputs, shapes, strict=True):
+            known = [axis or size for axis in shape]
+            dtype = tf.as_dtype(tensor.dtype)
+            values = generator.uniform(size=known) if dtype.is_floating else np.zeros(known)
+            examples.append(tf.cast(values, dtype))
+        return pack_inputs(graph, examples)
+
+    if all(None not in shape for shape in shapes):
+        return probe(0)
+    taken: list[int] = []
+    failure: Exception | None = None
+    for size in _PROBE_SIZES:
+        try:
+            said = (run or partial(model, training=False))(probe(size))
+        except (ValueError, tf.errors.OpError) as error:
+            failure = error
+            continue
+        taken.append(size)
+        if _is_finite(said):  # the mean over a map that pooling has left empty is NaN
+            return probe(size)
+    if not taken:
+        raise ModelError(
+            f"A model with open input sizes must take one of {_PROBE_SIZES}.",
+            received=f"inputs {[shape[1:] for shape in shapes]}, and an error at each size",
+            hint="Give it the sizes it is used with, e.g. keras.Input((height, width, channels)).",
+        ) from failure
+    return probe(taken[0])
+
+
+def _is_finite(outputs: Any) -> bool:
+    tensors = [value for value in tf.nest.flatten(outputs) if tf.is_tensor(value)]
+    return all(
+        bool(tf.reduce_all(tf.math.is_finite(tensor)))
+        for tensor in tensors
+        if tensor.dtype.is_floating
+    )
 
 
 def refuse_probabilities(logits: tf.Tensor, *, role: str) -> None:

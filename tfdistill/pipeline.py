@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfdistill.artifacts import Artifact, check_artifact_paths, make_artifacts
-from tfdistill.data import DataSummary, as_batches, summarise
 from tfdistill.distiller import Distiller
-from tfdistill.errors import CertificationError, DataError, SettingError
+from tfdistill.errors import CertificationError, SettingError
 from tfdistill.evaluation import evaluate
 from tfdistill.export import Export, check_before_training
 from tfdistill.labels import accuracy_metric, label_loss_for
@@ -19,7 +18,8 @@ from tfdistill.pruning import Pruning, plan_pruning
 from tfdistill.quantization import Quantization, quantize
 from tfdistill.report import Report
 from tfdistill.run import RunDirectory, fingerprint
-from tfdistill.settings import settings
+from tfdistill.run_data import RunData, look_at
+from tfdistill.settings import settings, whole_number
 from tfdistill.stages import (
     Context,
     Distillation,
@@ -33,7 +33,6 @@ from tfdistill.students import PreparedStudent, prepare_student
 from tfdistill.summary import Finished, summarise_run
 from tfdistill.teachers import Teacher, as_teacher, identity_of_teacher
 from tfdistill.terminal import Terminal
-from tfdistill.training import TrainingData
 
 
 @dataclass(frozen=True)
@@ -106,10 +105,21 @@ class Pipeline:
                     f"`{name}` must be a td.{kind.__name__}{' or None' if optional else ''}.",
                     received=value,
                 )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise SettingError("`seed` must be a whole number >= 0.", received=self.seed)
+        object.__setattr__(self, "seed", whole_number("seed", self.seed, minimum=0))
         if not isinstance(self.baseline, bool):
             raise SettingError("`baseline` must be True or False.", received=self.baseline)
+
+    def check(self, student: Any, teacher: Any) -> None:
+        """Raises what `run` would raise for these models, without reading any data.
+
+        Args:
+            student: As for `run`.
+            teacher: As for `run`; it need not be trained yet.
+
+        Raises:
+            TfdistillError: Its subclasses name what does not fit.
+        """
+        _Door(self, student, teacher)
 
     def run(
         self,
@@ -121,6 +131,7 @@ class Pipeline:
         test: Any = None,
         run_dir: str | os.PathLike[str],
         steps_per_epoch: int | None = None,
+        data_name: str | None = None,
         verbose: int = 1,
     ) -> Result:
         """Runs all stages, or what is left of them.
@@ -132,12 +143,18 @@ class Pipeline:
                 `[batch, classes]`; stays as it is.
             teacher: Keras 3 or tf_keras model, or a function from a batch of inputs to logits.
             train: `tf.data` set of batches `(inputs, labels)` or `(inputs, labels, weights)`, or
-                such a tuple of NumPy arrays. To make resuming exact, give its `shuffle` a seed.
+                such a tuple of NumPy arrays. To make resuming exact, give its `shuffle` and
+                augmentation a seed, and build it anew for each call: a set that was read before
+                goes on with its next order.
             validation: The same, evaluated after each epoch.
             test: The same; what accuracy and certificates are measured on. Without it,
                 `validation` is.
             run_dir: Where the run is kept.
-            steps_per_epoch: Batches of an epoch, for training data that never end.
+            steps_per_epoch: Batches of an epoch, for training data that never end; data that
+                end are repeated.
+            data_name: Name and version of the training data; another one trains anew. Changed
+                values are noticed without it, but not in data that is augmented at random, and
+                so has other values each time it is read. `Dataset.identity` is one.
             verbose: 0 for silence.
 
         Returns:
@@ -150,16 +167,31 @@ class Pipeline:
         """
         terminal = Terminal(verbose=verbose)
         door = _Door(self, student, teacher)
-        data = _Data.look_at(self, door, train, validation, test, steps_per_epoch, terminal)
+        terminal.heading("Reading the data once")
+        after_training = self.export.calibrates(quantization_aware=self.quantization is not None)
+        data = look_at(
+            train,
+            validation,
+            test,
+            classes=door.classes,
+            input_shape=door.input_shape,
+            require_labels=self.distillation.label_loss_weight > 0,
+            steps_per_epoch=steps_per_epoch,
+            calibration_examples=self.export.calibration_examples if after_training else 0,
+            name=data_name,
+            seed=self.seed,
+        )
+        label_loss = door.label_loss(data.summaries["train"].labels)
         with RunDirectory(run_dir, terminal_note=terminal.note) as directory:
             check_artifact_paths(directory, self.export, terminal)
-            directory.write_settings({"pipeline": self, "data": data.summaries})
+            data = data.settled(directory.settings.get("data", {}), terminal)
+            directory.write_settings({"pipeline": self, "data": data.describe()})
             try:
-                finished = self._stages(door, data, directory, terminal, teacher)
+                finished = self._stages(door, data, label_loss, directory, terminal, teacher)
             except KeyboardInterrupt:
                 terminal.warn(
                     f"interrupted; the same call with run_dir={os.fspath(run_dir)!r} goes on from "
-                    "the last finished epoch"
+                    "the last finished epoch (build `train` anew, if it shuffles)"
                 )
                 raise
             report = summarise_run(finished, self, directory.path)
@@ -175,7 +207,8 @@ class Pipeline:
     def _stages(
         self,
         door: _Door,
-        data: _Data,
+        data: RunData,
+        label_loss: Any,
         directory: RunDirectory,
         terminal: Terminal,
         teacher: Any,
@@ -183,11 +216,12 @@ class Pipeline:
         context = Context(
             teacher=teacher,
             distillation=self.distillation,
-            label_loss=data.label_loss,
+            label_loss=label_loss,
             accuracy=lambda: accuracy_metric(
                 "accuracy", activation=door.activation, units=door.units
             ),
             train=data.train,
+            steps_per_epoch=data.summaries["train"].steps,
             validation=data.validation,
             directory=directory,
             terminal=terminal,
@@ -201,28 +235,31 @@ class Pipeline:
                 architecture(door.prepared.model),
                 door.prepared.model.get_weights(),
                 identity_of_teacher(teacher, door.prepared.model),
-                data.summaries["train"],
+                data.identity,
             ),
-            iterators=data.train.iterators,
+            position=data.start,
         )
         trained = [distil(student, context, self.distillation)]
+        alone = None
+        if self.baseline and label_loss is not None:
+            alone = train_alone(student, context, self.distillation, trained[0].position)
+        if alone is not None or data.train.steps_per_epoch is None:
+            # Reserved for it where that costs no reading, so that turning it off changes nothing.
+            share = data.train.share(self.distillation.epochs)
+            trained[0] = replace(trained[0], position=trained[0].position + share)
         if self.pruning is not None:
             trained.append(prune(trained[-1], context, self.pruning))
         floating, quantized = trained[-1], None
         if self.quantization is not None:
             quantized = quantize_aware(floating, context, self.quantization)
             trained.append(quantized)
-        alone = None
-        if self.baseline and data.label_loss is not None:
-            # last: the others' place in the shuffling must not depend on it
-            alone = train_alone(student, context, self.distillation, trained[-1].iterators)
         artifacts, uncertified = make_artifacts(
             floating,
             quantized,
             self.export,
-            calibration=data.train.dataset,
+            calibration=data.calibration,
             test=data.test,
-            test_identity=data.summaries["test"].identity,
+            test_identity=fingerprint(data.summaries["test"]),
             directory=directory,
             terminal=terminal,
         )
@@ -256,7 +293,8 @@ class _Door:
             plan_pruning(model, pipeline.pruning)
         if pipeline.quantization is not None:
             quantize(model, pipeline.quantization, sparse=False)
-        check_before_training(model, pipeline.export)
+        trained_for_int8 = pipeline.quantization is not None
+        check_before_training(model, pipeline.export, quantization_aware=trained_for_int8)
         view = ModelView(model, role="student")
         self.activation = view.activation
         self.units = int(view.classes or 0)
@@ -264,70 +302,11 @@ class _Door:
         inputs = model.inputs
         self.input_shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else None
 
-
-@dataclass(frozen=True)
-class _Data:
-    """The data sets, looked at once."""
-
-    train: TrainingData
-    validation: Any
-    test: Any
-    summaries: Mapping[str, DataSummary]
-    label_loss: Any
-
-    @classmethod
-    def look_at(
-        cls,
-        pipeline: Pipeline,
-        door: _Door,
-        train: Any,
-        validation: Any,
-        test: Any,
-        steps_per_epoch: int | None,
-        terminal: Terminal,
-    ) -> _Data:
-        """Reads each set once: its size, labels and shapes must fit the models.
-
-        Raises:
-            DataError: They do not.
-        """
-        if test is None and validation is None:
-            raise DataError(
-                "`test` must be given: accuracy and certificates are measured on it.",
-                received="neither `test` nor `validation`",
-                hint="Pass test=..., batches of (inputs, labels) that training never sees.",
-            )
-        terminal.heading("Reading the data once")
-        given = {"train": train, "validation": validation, "test": test}
-        sets, summaries = {}, {}
-        for name, data in given.items():
-            if data is None:
-                continue
-            sets[name] = as_batches(data, seed=pipeline.seed, name=name)
-            summaries[name] = summarise(
-                sets[name],
-                classes=door.classes,
-                steps_per_epoch=steps_per_epoch if name == "train" else None,
-                name=name,
-                require_labels=name != "train" or pipeline.distillation.label_loss_weight > 0,
-                input_shape=door.input_shape,
-            )
-        labels = summaries["train"].labels
-        loss = None
-        if labels != "none":
-            loss = label_loss_for(labels, activation=door.activation, units=door.units)
-        return cls(
-            train=TrainingData(
-                sets["train"],
-                summaries["train"].steps,
-                endless=steps_per_epoch is not None,
-                iterators=1,  # the look itself
-            ),
-            validation=sets.get("validation"),
-            test=sets.get("test", sets.get("validation")),
-            summaries={"test": summaries.get("validation", summaries["train"]), **summaries},
-            label_loss=loss,
-        )
+    def label_loss(self, labels: str) -> Any:
+        """The loss for labels of this kind, as in `DataSummary.labels`; `None` without labels."""
+        if labels == "none":
+            return None
+        return label_loss_for(labels, activation=self.activation, units=self.units)
 
 
 def _require_certified(result: Result, uncertified: Mapping[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
 from tfdistill.errors import SettingError, SparsityError
 from tfdistill.layer_configs import clone_tf_keras_layer
 from tfdistill.outputs import find_layer
-from tfdistill.settings import check_training, settings
+from tfdistill.settings import check_training, is_number, settings
 
 prune_registry: Any = tfmot_internal("sparsity.keras.prune_registry")
 pruning_impl: Any = tfmot_internal("sparsity.keras.pruning_impl")
@@ -62,9 +62,10 @@ class Pruning:
     def __post_init__(self) -> None:
         """Checks every field."""
         object.__setattr__(self, "skip", layer_names(self.skip))
-        if not isinstance(self.sparsity, Real) or not 0 < self.sparsity < 1:
+        if not is_number(self.sparsity) or not 0 < self.sparsity < 1:
             raise SettingError("`sparsity` must be in (0, 1).", received=repr(self.sparsity))
-        check_training(self.epochs, self.learning_rate)
+        object.__setattr__(self, "sparsity", float(self.sparsity))
+        check_training(self)
         if self.pattern not in PATTERNS:
             raise SettingError(f"`pattern` must be one of {PATTERNS}.", received=self.pattern)
         if self.pattern == "2:4" and self.sparsity != 0.5:
@@ -72,12 +73,13 @@ class Pruning:
                 '`sparsity` must be 0.5 for the pattern "2:4".', received=self.sparsity
             )
         size = self.block_size
-        whole = isinstance(size, (list, tuple)) and all(type(axis) is int for axis in size)
-        if not whole or len(size) != 2 or min(size) < 1:
+        whole = isinstance(size, (list, tuple)) and all(isinstance(axis, Integral) for axis in size)
+        if not whole or len(size) != 2 or any(isinstance(a, bool) or a < 1 for a in size):
             raise SettingError("`block_size` must be two whole numbers >= 1.", received=size)
-        object.__setattr__(self, "block_size", tuple(size))
-        if not isinstance(self.ramp, Real) or not 0 < self.ramp <= 1:
+        object.__setattr__(self, "block_size", tuple(int(axis) for axis in size))
+        if not is_number(self.ramp) or not 0 < self.ramp <= 1:
             raise SettingError("`ramp` must be in (0, 1].", received=repr(self.ramp))
+        object.__setattr__(self, "ramp", float(self.ramp))
 
 
 def layer_names(skip: Any) -> tuple[str, ...]:
@@ -86,11 +88,12 @@ def layer_names(skip: Any) -> tuple[str, ...]:
     Raises:
         SettingError: It is no list of names; a single name would be read as its letters.
     """
-    if isinstance(skip, str) or not isinstance(skip, Iterable):
+    names = tuple(skip) if isinstance(skip, Iterable) and not isinstance(skip, str) else None
+    if names is None or not all(isinstance(name, str) for name in names):
         raise SettingError(
             "`skip` must be a list of layer names.", received=repr(skip), hint='Such as ["logits"].'
         )
-    return tuple(skip)
+    return names
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class Quantization:
     def __post_init__(self) -> None:
         """Checks every field."""
         object.__setattr__(self, "skip", layer_names(self.skip))
-        check_training(self.epochs, self.learning_rate)
+        check_training(self)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,11 @@ class RunDirectory:
         """Gives up the lock."""
         self._lock.release()
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `write_settings` last wrote, also in an earlier process, as JSON gives it back."""
+        return dict(self._record.get("settings", {}))
+
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Writes the run's settings and the versions of the packages in use into ``run.json``.
 

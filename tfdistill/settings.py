@@ -6,6 +6,7 @@ import difflib
 import functools
 import math
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from typing_extensions import dataclass_transform
@@ -44,17 +45,34 @@ def settings(cls: type[_Settings]) -> type[_Settings]:
     return made
 
 
-def check_training(epochs: int, learning_rate: float) -> None:
-    """Checks what the settings of every training stage have.
+def is_number(value: object) -> bool:
+    """Whether it is a real number of Python or NumPy; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def whole_number(name: str, value: Any, *, minimum: int) -> int:
+    """The value of a setting as a plain int, which JSON can hold: NumPy's are taken, too.
+
+    Raises:
+        SettingError: It is no whole number, or less than `minimum`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise SettingError(f"`{name}` must be a whole number >= {minimum}.", received=value)
+    return int(value)
+
+
+def check_training(stage: Any) -> None:
+    """Checks what the settings of every training stage have, and makes plain numbers of it.
 
     Args:
-        epochs: A whole number >= 1.
-        learning_rate: A finite number > 0.
+        stage: Settings with `epochs`, a whole number >= 1, and `learning_rate`, a finite
+            number > 0.
 
     Raises:
         SettingError: One of them is not.
     """
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise SettingError("`epochs` must be a whole number >= 1.", received=epochs)
-    if not isinstance(learning_rate, (int, float)) or not 0 < learning_rate < math.inf:
-        raise SettingError("`learning_rate` must be a finite number > 0.", received=learning_rate)
+    object.__setattr__(stage, "epochs", whole_number("epochs", stage.epochs, minimum=1))
+    rate = stage.learning_rate
+    if not is_number(rate) or not 0 < rate < math.inf:
+        raise SettingError("`learning_rate` must be a finite number > 0.", received=rate)
+    object.__setattr__(stage, "learning_rate", float(rate))

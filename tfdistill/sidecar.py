@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _KIND = "tfdistill artifact 1"
+_ARTIFACT = {"format", "method", "sha256", "exported", "replaces"}  # what is read again
 
 
 def sidecar_path(artifact: str | os.PathLike[str]) -> Path:
@@ -50,8 +51,11 @@ def read_sidecar(artifact: str | os.PathLike[str]) -> dict[str, Any] | None:
         content = json.loads(sidecar_path(artifact).read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    ours = isinstance(content, dict) and content.get("kind") == _KIND
-    return content if ours else None
+    if not isinstance(content, dict) or content.get("kind") != _KIND:
+        return None
+    known = content.get("artifact")
+    whole = isinstance(known, dict) and known.keys() >= _ARTIFACT
+    return content if whole and isinstance(content.get("interface"), dict) else None
 
 
 def check_artifact_path(artifact: str | os.PathLike[str]) -> str | None:

@@ -17,6 +17,7 @@ from tfdistill._keras import tf_keras, tfmot
 from tfdistill.distiller import Distiller
 from tfdistill.errors import SettingError, SparsityError
 from tfdistill.losses import DistillationLoss, SoftTargets
+from tfdistill.losses.base import check_losses
 from tfdistill.pruning import (
     Pruning,
     copy_model,
@@ -30,7 +31,9 @@ from tfdistill.quantization import Quantization, quantize, quantized_kernels
 from tfdistill.run import RunDirectory, StageResult, fingerprint
 from tfdistill.settings import check_training, settings
 from tfdistill.terminal import Terminal
-from tfdistill.training import TrainingData, cosine_decay, iterators_of, seed_of, set_seed, train
+from tfdistill.training import TrainingData, cosine_decay, seed_of, seeded, train
+
+_PROJECTION = "projection "  # before the names of their arrays in a stage's result
 
 
 @settings
@@ -60,8 +63,10 @@ class Distillation:
 
     def __post_init__(self) -> None:
         """Checks what does not need the models."""
-        object.__setattr__(self, "losses", tuple(self.losses))
-        check_training(self.epochs, self.learning_rate)
+        losses, weight = check_losses(self.losses, self.label_loss_weight)
+        object.__setattr__(self, "losses", losses)
+        object.__setattr__(self, "label_loss_weight", weight)
+        check_training(self)
         _optimizer_class(self.optimizer)
 
 
@@ -92,9 +97,11 @@ class Student:
         stage: Name of the stage it comes from.
         fingerprint: Of everything that led to it.
         history: Metric name to one value an epoch, of the stage it comes from.
-        iterators: Iterators over the training data used up to here.
+        position: Place in the training data up to which it was read, see `TrainingData`.
         pruned: Names of the layers whose zeros must stay zeros.
         quantized: Whether it simulates 8-bit arithmetic.
+        projections: What a student trained with feature losses is projected by, see
+            `Distiller.projection_weights`.
         left_dense: Layer name to the reason why it was not pruned.
         left_float: Layer name to the reason why it was not quantized.
     """
@@ -103,9 +110,10 @@ class Student:
     stage: str
     fingerprint: str
     history: Mapping[str, Any] = field(default_factory=dict)
-    iterators: int = 0
+    position: int = 0
     pruned: tuple[str, ...] = ()
     quantized: bool = False
+    projections: Mapping[str, np.ndarray] = field(default_factory=dict)
     left_dense: Mapping[str, str] = field(default_factory=dict)
     left_float: Mapping[str, str] = field(default_factory=dict)
 
@@ -119,6 +127,7 @@ class Context:
     label_loss: Any
     accuracy: Callable[[], Any]
     train: TrainingData
+    steps_per_epoch: int
     validation: Any
     directory: RunDirectory
     terminal: Terminal
@@ -135,17 +144,17 @@ def distil(student: Student, context: Context, asked: Distillation) -> Student:
     """
     model = copy_model(student.model)
     after = _after(student, context, "distillation", asked, model)
-    return _trained(after, student, context, asked, lambda: _distiller(context, model))
+    return _trained(after, student, context, asked, lambda: _distiller(context, model, student))
 
 
-def train_alone(student: Student, context: Context, asked: Distillation, iterators: int) -> Student:
+def train_alone(student: Student, context: Context, asked: Distillation, position: int) -> Student:
     """Trains the student on the labels alone, with the budget of the distillation.
 
     Args:
         student: As the user gave it.
         context: The run.
         asked: The distillation's settings.
-        iterators: Iterators over the training data used before.
+        position: Place in the training data to start at.
     """
     model = copy_model(student.model)
     budget = Distillation(
@@ -155,8 +164,8 @@ def train_alone(student: Student, context: Context, asked: Distillation, iterato
         learning_rate=asked.learning_rate,
         optimizer=asked.optimizer,
     )
-    start = replace(student, iterators=iterators)
-    after = _after(student, context, "baseline", budget, model)
+    start = replace(student, position=position)
+    after = _after(start, context, "baseline", budget, model)
     return _trained(after, start, context, budget, lambda: model)
 
 
@@ -180,8 +189,9 @@ def prune(student: Student, context: Context, asked: Pruning) -> Student:
     )
 
     def build() -> Any:
-        steps = context.train.steps_per_epoch * asked.epochs
-        return _distiller(context, wrap_for_pruning(student.model, asked, plan, steps))
+        steps = context.steps_per_epoch * asked.epochs
+        wrapped = wrap_for_pruning(student.model, asked, plan, steps)
+        return _distiller(context, wrapped, student)
 
     def finish(distiller: Any) -> None:
         model.set_weights(strip(distiller.training_student).get_weights())
@@ -210,7 +220,11 @@ def quantize_aware(student: Student, context: Context, asked: Quantization) -> S
         quantized=True,
         left_float=quantized.left_float,
     )
-    done = _trained(after, student, context, asked, lambda: _distiller(context, quantized.model))
+
+    def build() -> Any:
+        return _distiller(context, quantized.model, student)
+
+    done = _trained(after, student, context, asked, build)
     _require_zeros_kept(student, done)
     return done
 
@@ -234,7 +248,7 @@ def _require_zeros_kept(before: Student, after: Student) -> None:
 def _after(student: Student, context: Context, name: str, asked: Any, model: Any) -> Student:
     """The student as the stage will leave it, but for its training."""
     taught = () if name == "baseline" else context.distillation
-    print_of_stage = fingerprint(student.fingerprint, name, asked, taught)
+    print_of_stage = fingerprint(student.fingerprint, student.position, name, asked, taught)
     return replace(student, model=model, stage=name, fingerprint=print_of_stage)
 
 
@@ -261,40 +275,53 @@ def _trained(
     stage = context.directory.stage(after.stage, after.fingerprint)
     result = stage.load()
     if result is not None:
-        _set_weights(after.model, result)
+        projections = _set_weights(after.model, result)
         context.terminal.note(f"{after.stage}: finished before, taken from {stage.path}")
         history = result.history
     else:
         seed = seed_of(context.seed, after.stage)
-        set_seed(seed)
-        model = build()
-        steps = context.train.steps_per_epoch * asked.epochs
-        optimizer = _optimizer_class(context.distillation.optimizer)(
-            learning_rate=cosine_decay(asked.learning_rate, steps)
-        )
-        model.compile(optimizer=optimizer, loss=context.label_loss, metrics=[context.accuracy()])
-        progress = context.terminal.training_progress(
-            after.stage, asked.epochs, steps=context.train.steps_per_epoch
-        )
-        history = train(
-            model,
-            stage,
-            context.train,
-            validation=context.validation,
-            epochs=asked.epochs,
-            first_iterator=before.iterators,
-            seed=seed,
-            callbacks=[*callbacks, progress],
-        )
+        with seeded(seed):
+            model = build()
+            steps = context.steps_per_epoch * asked.epochs
+            optimizer = _optimizer_class(context.distillation.optimizer)(
+                learning_rate=cosine_decay(asked.learning_rate, steps)
+            )
+            model.compile(
+                optimizer=optimizer, loss=context.label_loss, metrics=[context.accuracy()]
+            )
+            progress = context.terminal.training_progress(
+                after.stage, asked.epochs, steps=context.steps_per_epoch
+            )
+            history = train(
+                model,
+                stage,
+                context.train,
+                validation=context.validation,
+                epochs=asked.epochs,
+                start=before.position,
+                seed=seed,
+                callbacks=[*callbacks, progress],
+            )
         finish(model)
-        stage.commit(_get_weights(after.model), history, {"epochs": asked.epochs})
-    used = before.iterators + iterators_of(asked.epochs)
-    return replace(after, history=history, iterators=used)
+        projections = getattr(model, "projection_weights", {})
+        arrays = {
+            **_get_weights(after.model),
+            **{_PROJECTION + n: v for n, v in projections.items()},
+        }
+        stage.commit(arrays, history, {"epochs": asked.epochs})
+    return replace(
+        after,
+        history=history,
+        projections=projections,
+        position=before.position + context.train.share(asked.epochs),
+    )
 
 
-def _distiller(context: Context, model: Any) -> Distiller:
+def _distiller(context: Context, model: Any, before: Student) -> Distiller:
     asked = context.distillation
-    return Distiller(model, context.teacher, asked.losses, asked.label_loss_weight)
+    distiller = Distiller(model, context.teacher, asked.losses, asked.label_loss_weight)
+    distiller.set_projection_weights(before.projections)  # new ones would teach noise at first
+    return distiller
 
 
 def _get_weights(model: Any) -> dict[str, np.ndarray]:
@@ -305,5 +332,13 @@ def _get_weights(model: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _set_weights(model: Any, result: StageResult) -> None:
-    tf_keras.backend.batch_set_value(list(zip(model.weights, result.arrays.values(), strict=True)))
+def _set_weights(model: Any, result: StageResult) -> dict[str, np.ndarray]:
+    """Puts a stage's result into its model; returns the projections beside it."""
+    projections = {
+        name.removeprefix(_PROJECTION): value
+        for name, value in result.arrays.items()
+        if name.startswith(_PROJECTION)
+    }
+    values = [v for name, v in result.arrays.items() if not name.startswith(_PROJECTION)]
+    tf_keras.backend.batch_set_value(list(zip(model.weights, values, strict=True)))
+    return projections

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from tfdistill.artifacts import Artifact
-from tfdistill.evaluation import Evaluation, evaluate
+from tfdistill.evaluation import Evaluation, agreement, evaluate
+from tfdistill.flatbuffer import inspect_file
 from tfdistill.host import versions
 from tfdistill.outputs import ModelView
-from tfdistill.pruning import kernel_zeros
+from tfdistill.pruning import kernel_zeros, prunable_weights
 from tfdistill.quantization import quantized_kernels
 from tfdistill.report import Disagreement, Report, Row, advice, write_report
-from tfdistill.sidecar import read_sidecar
 from tfdistill.stages import Student
 
 _ROW_NAMES = {"distillation": "distilled", "pruning": "pruned", "quantization": "quantized"}
@@ -35,7 +35,7 @@ class Finished:
         trained: The student after each training stage, in their order.
         floating: The last of them in floating point.
         artifacts: Format to artifact.
-        uncertified: Format to the reason why its file could not be run here.
+        uncertified: Format to the reason why there is no file, or none that can be run here.
         test: Batches of the test set.
         notes: Sentences on what was recognised in the models.
     """
@@ -96,7 +96,7 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
         advice=advice(rows, test_examples=examples),
         details={
             "certificates": {f: a.certificate.to_dict() for f, a in finished.artifacts.items()},
-            "interfaces": {f: _interface(a) for f, a in finished.artifacts.items()},
+            "interfaces": {f: a.interface for f, a in finished.artifacts.items()},
             "methods": {f: a.method for f, a in finished.artifacts.items()},
             "left_float": {**last.left_float, **_left_float(finished.artifacts)},
             "left_dense": dict(last.left_dense),
@@ -112,35 +112,44 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
 def _student_row(student: Student, name: str, kind: str, finished: Finished) -> Row:
     view = ModelView(student.model, role="student")
     found = evaluate(lambda x: view(x, training=False)[1].logits, finished.test)
-    zeros, weights = _zeros(student)
+    kernels = _kernels(student, finished.floating).values()
+    weights = sum(kernel.size for kernel in kernels)
     return Row(
         name,
         kind,
         accuracy=found.accuracy,
-        teacher_agreement=found.agreement(finished.teacher_evaluation),
+        teacher_agreement=agreement(found, finished.teacher_evaluation),
         parameters=_parameters(finished.floating.model),
-        sparsity=zeros / weights if weights else None,
+        sparsity=sum(int(np.sum(k == 0)) for k in kernels) / weights if weights else None,
         per_class_accuracy=found.per_class_accuracy,
         seconds=sum(student.history.get("seconds", [])) or None,
     )
 
 
-def _zeros(student: Student) -> tuple[int, int]:
-    if student.quantized:
-        kernels = quantized_kernels(student.model).values()
-        return sum(int(np.sum(k == 0)) for k in kernels), sum(k.size for k in kernels)
-    counts = kernel_zeros(student.model).values()
-    return sum(count.zeros for count in counts), sum(count.size for count in counts)
+def _kernels(student: Student, floating: Student) -> dict[str, np.ndarray]:
+    """The kernels that can be pruned in the float student, as this student computes with them."""
+    prunable = kernel_zeros(floating.model)
+    used = quantized_kernels(student.model) if student.quantized else {}
+    kernels = {name: kernel for name, kernel in used.items() if name in prunable}
+    for layer in student.model.layers:
+        inner = layer if layer.name in prunable else getattr(layer, "layer", layer)
+        if inner.name in prunable and inner.name not in kernels:  # computes in float
+            weights = [np.ravel(weight) for weight in prunable_weights(inner)]
+            kernels[inner.name] = np.concatenate(weights)
+    return kernels
 
 
 def _artifact_row(format: str, artifact: Artifact, teacher: Evaluation) -> Row:
     certificate = artifact.certificate
+    # As in the students: kernels of depthwise convolutions are never pruned.
+    kernels = [k for k in inspect_file(artifact.path).weights if k.operator != "DEPTHWISE_CONV_2D"]
+    weights = sum(kernel.elements for kernel in kernels)
     return Row(
         format,
         "artifact",
         accuracy=certificate.accuracy,
-        teacher_agreement=float(np.mean(artifact.predictions == teacher.predictions)),
-        sparsity=certificate.zeros / certificate.elements if certificate.elements else None,
+        teacher_agreement=agreement(artifact, teacher),
+        sparsity=sum(kernel.zeros for kernel in kernels) / weights if weights else None,
         bytes=certificate.raw_bytes,
         gzip_bytes=certificate.gzip_bytes,
         latency_ms=certificate.latency.median_ms,
@@ -193,11 +202,6 @@ def _examples(test: Any, wanted: set[int]) -> dict[int, np.ndarray | None]:
 
 def _curves(student: Student) -> dict[str, list[float]]:
     return {name: values for name, values in student.history.items() if name != "seconds"}
-
-
-def _interface(artifact: Artifact) -> Any:
-    sidecar = read_sidecar(artifact.path)
-    return sidecar["interface"] if sidecar else None
 
 
 def _left_float(artifacts: Mapping[str, Artifact]) -> dict[str, str]:

@@ -65,15 +65,16 @@ class FunctionTeacher:
 
     Args:
         function: Called on tensors inside the traced training step.
-        example: A few inputs to see what the function returns.
+        student: The functional student, whose inputs the function will get.
 
     Raises:
         ModelError: It does not return one tensor `[batch, classes]`, or returns probabilities.
     """
 
-    def __init__(self, function: Any, example: Any) -> None:
+    def __init__(self, function: Any, student: Any) -> None:
         is_model = isinstance(function, (tf_keras.Model, keras.Model))
         self._call = (lambda x: function(x, training=False)) if is_model else function
+        example = probe_inputs(student, run=self._call)
         logits = self._call(example)
         batch = int(tf.nest.flatten(example)[0].shape[0])
         shape = getattr(logits, "shape", None)
@@ -121,7 +122,30 @@ def as_teacher(teacher: Any, student: Any, layers: Sequence[str] = ()) -> Teache
             received=f"{type(teacher).__name__} and the layers {list(layers)}",
             hint="Leave the feature losses out, or give the model itself.",
         )
-    return FunctionTeacher(teacher, probe_inputs(student))
+    return FunctionTeacher(teacher, student)
+
+
+def require_own_weights(student: Any, teacher: Any) -> None:
+    """Refuses a student whose training would change the teacher.
+
+    Args:
+        student: Keras 3 or tf_keras model, as the user gave it.
+        teacher: As `as_teacher` takes it, and has seen it: a model's weights exist.
+
+    Raises:
+        ModelError: The student trains weights of the teacher.
+    """
+    is_model = isinstance(teacher, (keras.Model, tf_keras.Model))
+    taught = {id(weight) for weight in teacher.weights} if is_model else set()
+    shared = [weight for weight in student.trainable_weights if id(weight) in taught]
+    if shared:
+        names = ", ".join(getattr(weight, "path", weight.name) for weight in shared[:3])
+        raise ModelError(
+            "`student` must not train weights of the `teacher`.",
+            received=f"{len(shared)} trainable weights that are in both models, such as {names}",
+            hint="Copy the teacher, e.g. copy = keras.models.clone_model(teacher), then "
+            "copy.set_weights(teacher.get_weights()); or freeze the layers that both have.",
+        )
 
 
 def identity_of_teacher(teacher: Any, student: Any) -> list[Any]:
@@ -135,7 +159,9 @@ def identity_of_teacher(teacher: Any, student: Any) -> list[Any]:
         Its outputs on a few fixed random inputs, all there is to look at in a function; and a
         functional model's architecture and weights.
     """
-    found: list[Any] = [np.asarray(as_teacher(teacher, student)(probe_inputs(student)).logits)]
+    made = as_teacher(teacher, student)
+    like = teacher if is_functional(teacher) else None
+    found: list[Any] = [np.asarray(made(probe_inputs(student, like=like, run=made)).logits)]
     if is_functional(teacher):
         found += [architecture(teacher), *(np.asarray(w) for w in teacher.get_weights())]
     return found

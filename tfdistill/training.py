@@ -7,59 +7,78 @@ checkpoint of the epoch before it.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
+import itertools
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tensorflow.python.eager import context
 
 from tfdistill._keras import tf, tf_keras
 from tfdistill.data import skip_epochs
 from tfdistill.errors import NonFiniteLossError
 from tfdistill.run import Stage
 
+_KERAS_SEEDS = tf_keras.src.backend._SEED_GENERATOR
+
 
 @dataclass
 class TrainingData:
-    """The training set, and how far its shuffling has been used up.
+    """The training set, and how far it has been read.
 
-    A shuffled `tf.data` set gives its k-th order to the k-th iterator made from it, so where
-    every stage starts is counted in iterators.
+    A shuffled `tf.data` set gives its k-th order to the k-th iterator made from it, so a place
+    in data that ends is counted in iterators. Of data without end one iterator is made for the
+    whole run, and a place in it is counted in steps.
 
     Args:
-        dataset: Batches of the training set.
-        steps_per_epoch: Steps of an epoch.
-        endless: Whether an epoch is a part of one endless pass.
+        dataset: Batches of the training set, never read before.
+        steps_per_epoch: Steps of an epoch; `None` where the end of the data ends it.
     """
 
     dataset: Any
-    steps_per_epoch: int
-    endless: bool = False
-    iterators: int = 0
+    steps_per_epoch: int | None = None
+    position: int = 0
+    _stream: Any = None
 
-    def from_epoch(self, first: int, epoch: int) -> Any:
-        """The data set, wound forward to an epoch of a stage.
+    @property
+    def endless(self) -> bool:
+        """Whether an epoch is a part of one endless pass."""
+        return self.steps_per_epoch is not None
+
+    def share(self, epochs: int) -> int:
+        """How far so many epochs of training go."""
+        # Of data that ends, Keras' `fit` makes one iterator more, before the first epoch.
+        return epochs + 1 if self.steps_per_epoch is None else epochs * self.steps_per_epoch
+
+    def batches(self, start: int, finished: int, epochs: int) -> Any:
+        """What is left of a stage's data; to be read by one `fit`.
 
         Args:
-            first: Iterators used before the stage, from `iterators_of` of all stages before it.
-            epoch: Number of finished epochs of the stage.
+            start: Where the stage starts, not before what was read already.
+            finished: Number of finished epochs of the stage.
+            epochs: All epochs of the stage.
         """
-        if self.endless:
-            return self.dataset.skip(epoch * self.steps_per_epoch)
-        skip_epochs(self.dataset, first + epoch - self.iterators)
-        self.iterators = first + epoch
-        return self.dataset
-
-    def used(self, epochs: int) -> None:
-        """Notes that `fit` ran over so many epochs."""
-        self.iterators += iterators_of(epochs)
-
-
-def iterators_of(epochs: int) -> int:
-    """Iterators that Keras' `fit` makes for so many epochs: one more, made before the first."""
-    return epochs + 1
+        if self.steps_per_epoch is None:
+            skip_epochs(self.dataset, start + finished - self.position)
+            self.position = start + epochs + 1
+            return self.dataset
+        if self._stream is None:
+            self._stream = iter(self.dataset)
+        stream, first = self._stream, start + finished * self.steps_per_epoch
+        for _ in itertools.islice(stream, first - self.position):
+            pass
+        self.position = start + epochs * self.steps_per_epoch
+        # Bounded, so that nothing is read ahead of what comes next.
+        left = tf.data.Dataset.range(self.position - first)
+        elements = left.map(lambda _: stream.get_next_as_optional())
+        given = elements.take_while(lambda element: element.has_value())
+        return given.map(lambda element: element.get_value())
 
 
 def seed_of(seed: int, *names: object) -> int:
@@ -75,7 +94,7 @@ def train(
     *,
     validation: Any,
     epochs: int,
-    first_iterator: int,
+    start: int,
     seed: int,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, list[float]]:
@@ -87,7 +106,7 @@ def train(
         data: The training set.
         validation: Batches to evaluate on after each epoch, or `None`.
         epochs: Epochs of the whole stage.
-        first_iterator: Iterators of `data` used before this stage.
+        start: The stage's place in `data`.
         seed: The stage's seed.
         callbacks: More callbacks, called before the checkpoint is written.
 
@@ -108,11 +127,11 @@ def train(
         )
     if finished < epochs:
         model.fit(
-            data.from_epoch(first_iterator, finished),
+            data.batches(start, finished, epochs),
             validation_data=validation,
             initial_epoch=finished,
             epochs=epochs,
-            steps_per_epoch=data.steps_per_epoch if data.endless else None,
+            steps_per_epoch=data.steps_per_epoch,
             verbose=0,
             callbacks=[
                 _SeedRandomLayers(seed),
@@ -121,7 +140,6 @@ def train(
                 _Checkpoint(stage, history),
             ],
         )
-        data.used(epochs - finished)
     return history
 
 
@@ -201,7 +219,21 @@ def cosine_decay(learning_rate: float, steps: int) -> Any:
     return tf_keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps))
 
 
-def set_seed(seed: int) -> None:
-    """Seeds Python, NumPy and TensorFlow, as Keras' `set_random_seed` does."""
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds Python, NumPy and TensorFlow for a block; afterwards all is as it was before.
+
+    Else the same call, made twice in one program, would find other random numbers.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    tensorflow, made = context.global_seed(), copy.copy(context.context()._rng)
+    keras_made = getattr(_KERAS_SEEDS, "generator", None)
     tf_keras.utils.set_random_seed(seed)
-    tf.random.set_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        tf.random.set_seed(tensorflow)
+        context.context()._rng = made  # else TensorFlow would begin its sequence again
+        _KERAS_SEEDS.generator = keras_made

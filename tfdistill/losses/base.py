@@ -6,16 +6,19 @@ import abc
 import difflib
 import inspect
 import math
-import numbers
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tfdistill.errors import SettingError
+from tfdistill.settings import is_number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["DistillationLoss", "Outputs", "Shapes"]
+__all__ = ["OWN_LOGS", "DistillationLoss", "Outputs", "Shapes", "check_losses"]
+
+OWN_LOGS = ("loss", "label_loss", "teacher_agreement")  # a Distiller's, beside one for each loss
 
 
 class Outputs(NamedTuple):
@@ -147,8 +150,7 @@ class DistillationLoss(abc.ABC):
     def _set_number(self, setting: str, bound: Literal[">", ">="], *, hint: str) -> None:
         """Checks a field against 0 and makes a plain float of it: 4 and 4.0 are one setting."""
         value = getattr(self, setting)
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        number = float(value) if is_number else math.nan
+        number = float(value) if is_number(value) else math.nan
         if not (math.isfinite(number) and (number > 0 or (number == 0 and bound == ">="))):
             raise SettingError(
                 f"`{setting}` must be {bound} 0 and finite.", received=repr(value), hint=hint
@@ -161,6 +163,49 @@ class DistillationLoss(abc.ABC):
             raise SettingError(
                 f"`{setting}` must be a non-empty str.", received=repr(value), hint=hint
             )
+
+
+def check_losses(losses: Any, label_loss_weight: Any) -> tuple[tuple[DistillationLoss, ...], float]:
+    """Checks what a student is to learn from, and makes plain values of it.
+
+    Args:
+        losses: A list of distillation losses.
+        label_loss_weight: Weight of the label loss beside them, finite and >= 0.
+
+    Returns:
+        Both, for a frozen dataclass to keep.
+
+    Raises:
+        SettingError: One of them is not so, all weights are zero, or two losses share a name.
+    """
+    if not isinstance(losses, Sequence) or not all(
+        isinstance(loss, DistillationLoss) for loss in losses
+    ):
+        raise SettingError(
+            "`losses` must be a list of distillation losses, such as [td.losses.SoftTargets()].",
+            received=repr(losses),
+            hint="The label loss has a weight of its own, `label_loss_weight`.",
+        )
+    if not is_number(label_loss_weight) or not 0 <= label_loss_weight < math.inf:
+        raise SettingError(
+            "`label_loss_weight` must be a finite number >= 0.", received=label_loss_weight
+        )
+    if label_loss_weight == 0 and all(loss.weight == 0 for loss in losses):
+        raise SettingError(
+            "`label_loss_weight` and the losses' weights must not all be zero.",
+            received=f"label_loss_weight=0 and losses={list(losses)}",
+            hint="Give at least one of them a weight > 0.",
+        )
+    counts = Counter([*OWN_LOGS, *(loss.name for loss in losses)])
+    for name, count in counts.items():
+        if count > 1:
+            raise SettingError(
+                "`losses` must have different names, and none of 'loss', 'label_loss' and "
+                "'teacher_agreement'.",
+                received=f"the name {name!r} {count} times",
+                hint="Pass name=... to one of them.",
+            )
+    return tuple(losses), float(label_loss_weight)
 
 
 def nearest(received: object, known: Iterable[str]) -> str:

@@ -1,0 +1,203 @@
+"""The data sets of a run: looked at once, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tfdistill._keras import tf
+from tfdistill.data import (
+    DataSummary,
+    as_batches,
+    content_of,
+    require_same_each_time,
+    summarise,
+)
+from tfdistill.errors import DataError, SettingError
+from tfdistill.fingerprint import fingerprint
+from tfdistill.settings import whole_number
+from tfdistill.terminal import Terminal
+from tfdistill.training import TrainingData
+
+# Iterators of training data that ends which are kept for looks at it, made or not: training
+# must not depend on how many there were.
+_LOOKS = 3
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data sets of a run.
+
+    Attributes:
+        train: The training set, read up to where training starts.
+        validation: Batches to evaluate on after each epoch, or `None`.
+        test: Batches that accuracy is measured on.
+        summaries: "train", "test" and, where given, "validation" to what they hold.
+        calibration: Batches of inputs from the beginning of the training set, as asked for.
+        name: The user's name for the training data, or `None`.
+    """
+
+    train: TrainingData
+    validation: Any
+    test: Any
+    summaries: Mapping[str, DataSummary]
+    calibration: tuple[Any, ...]
+    name: str | None
+
+    @property
+    def start(self) -> int:
+        """Where in the training data training starts."""
+        return self.train.steps_per_epoch or _LOOKS
+
+    @property
+    def identity(self) -> str:
+        """Hash of what is known of the training data."""
+        return fingerprint(self.name, self.summaries["train"])
+
+    def settled(self, recorded: Mapping[str, Any], terminal: Terminal) -> RunData:
+        """Compares the training data with what an earlier run in this directory was trained on.
+
+        Randomly augmented data may have other values each time it is read, and a run that reads
+        it goes on nevertheless. Only data that differs from the record and is itself the same at
+        a second reading has been changed.
+
+        Args:
+            recorded: `describe()` of the earlier run, as JSON gives it back; may be empty.
+            terminal: Told where a change cannot be seen.
+        """
+        train = self.summaries["train"]
+        before = recorded.get("train", {}).get("content", train.content)
+        if before == train.content or recorded.get("name") != self.name:
+            return self
+        if self.train.steps_per_epoch is None:
+            self.train.position += 1
+            if train.content == content_of(self.train.dataset):
+                return self
+        if self.name is None:
+            terminal.note(
+                "`train` has other values each time it is read, so a change of them is not "
+                "noticed: what is in `run_dir` is taken as made from it. Give `data_name=` "
+                "another value to train anew."
+            )
+        return replace(self, summaries={**self.summaries, "train": replace(train, content=before)})
+
+    def describe(self) -> dict[str, Any]:
+        """What the run directory keeps of it."""
+        return {"name": self.name, **self.summaries}
+
+
+def look_at(
+    train: Any,
+    validation: Any,
+    test: Any,
+    *,
+    classes: int,
+    input_shape: tuple[int | None, ...] | None,
+    require_labels: bool,
+    steps_per_epoch: int | None,
+    calibration_examples: int,
+    name: str | None,
+    seed: int,
+) -> RunData:
+    """Reads each set once: its size, labels and shapes must fit the models.
+
+    Args:
+        train: As the user gave it, like `validation` and `test`.
+        validation: The same, or `None`.
+        test: The same, or `None` for `validation`.
+        classes: Number of classes.
+        input_shape: Of the student's only input, without the batch axis; `None` for several.
+        require_labels: Whether the training set must have labels.
+        steps_per_epoch: As the user gave it.
+        calibration_examples: How many inputs to keep.
+        name: The user's name for the training data.
+        seed: For the order of arrays.
+
+    Raises:
+        DataError: They do not fit.
+        SettingError: `steps_per_epoch` or `name` cannot be used.
+    """
+    if name is not None and not isinstance(name, str):
+        raise SettingError("`data_name` must be a text or None.", received=name)
+    if test is None and validation is None:
+        raise DataError(
+            "`test` must be given: accuracy and certificates are measured on it.",
+            received="neither `test` nor `validation`",
+            hint="Pass test=..., batches of (inputs, labels) that training never sees.",
+        )
+    given = {"train": train, "validation": validation, "test": test}
+    sets = {
+        each: as_batches(data, seed=seed, name=each)
+        for each, data in given.items()
+        if data is not None or each == "train"
+    }
+    calibration = _FirstInputs(calibration_examples)
+    training, summary = _look_at_training(
+        sets.pop("train"),
+        steps_per_epoch,
+        classes=classes,
+        input_shape=input_shape,
+        require_labels=require_labels,
+        also=calibration.add,
+    )
+    summaries = {"train": summary}
+    for each, batches in sets.items():
+        summaries[each] = summarise(
+            batches, classes=classes, name=each, input_shape=input_shape, ordered=True
+        )
+        if summary.labels not in ("none", summaries[each].labels):
+            raise DataError(
+                f"`{each}` must have the same kind of labels as `train`: {summary.labels}.",
+                received=summaries[each].labels,
+                hint="tf.one_hot(labels, classes) makes one-hot labels of integers.",
+            )
+    measured = "test" if "test" in sets else "validation"
+    require_same_each_time(sets[measured], name=measured)
+    return RunData(
+        train=training,
+        validation=sets.get("validation"),
+        test=sets[measured],
+        summaries={**summaries, "test": summaries[measured]},
+        calibration=tuple(calibration.batches),
+        name=name,
+    )
+
+
+def _look_at_training(
+    batches: Any, steps_per_epoch: int | None, **more: Any
+) -> tuple[TrainingData, DataSummary]:
+    if steps_per_epoch is None:
+        summary = summarise(batches, **more)
+        looks = 1
+        if batches.cardinality() == tf.data.UNKNOWN_CARDINALITY:
+            looks = 2
+            if next(iter(batches), None) is None:
+                raise DataError(
+                    "`train` must begin anew each time it is read.",
+                    received="nothing at the second reading",
+                    hint="Give `from_generator` a function that makes a new generator.",
+                )
+        return TrainingData(batches, position=looks), summary
+    whole_number("steps_per_epoch", steps_per_epoch, minimum=1)
+    if batches.cardinality() != tf.data.INFINITE_CARDINALITY:
+        batches = batches.repeat()  # an epoch may be a part of it, or more than it
+    training = TrainingData(batches, steps_per_epoch)
+    one_epoch = training.batches(start=0, finished=0, epochs=1)
+    return training, summarise(one_epoch, steps_per_epoch=steps_per_epoch, **more)
+
+
+class _FirstInputs:
+    """Keeps the first inputs that it is given, up to so many examples."""
+
+    def __init__(self, examples: int) -> None:
+        self.batches: list[Any] = []
+        self._left = examples
+
+    def add(self, inputs: Any) -> None:
+        if self._left > 0:
+            kept = tf.nest.map_structure(lambda part: np.array(part[: self._left]), inputs)
+            self.batches.append((kept,))
+            self._left -= len(tf.nest.flatten(kept)[0])
