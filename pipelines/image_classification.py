@@ -169,8 +169,8 @@ def default_pipeline() -> td.Pipeline:
 
     return td.Pipeline(
         distillation=td.Distillation(
-            losses=[td.losses.SoftTargets(temperature=2.0, weight=0.5)],
-            label_loss_weight=0.5,
+            losses=[td.losses.SoftTargets(temperature=2.0, weight=0.9)],
+            label_loss_weight=0.1,
             epochs=20,
             learning_rate=4e-3,
         ),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfdistill import batches as batches_module
+from tfdistill import data_summary as data_summary_module
 from tfdistill import prepared
 from tfdistill._keras import tf
 from tfdistill.data import (
@@ -760,7 +760,7 @@ def test_summarise_refuses_steps_that_are_not_there() -> None:
 
 
 def test_summarise_warns_of_data_that_may_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches_module, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(data_summary_module, "_PATIENCE_SECONDS", 0.0)
     unsure = batched(INPUTS, LABELS).filter(lambda x, y: True)
     with pytest.warns(UserWarning, match="`train` has not ended after 1 batches") as caught:
         assert summarise(unsure, classes=3).examples == 10

@@ -28,5 +28,5 @@ def _page_faults(how: str) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_freed_memory_is_used_again():
+def test_freed_memory_is_used_again() -> None:
     assert _page_faults("as it is") > 100 * (_page_faults("reuse") + 1)

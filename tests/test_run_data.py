@@ -77,7 +77,9 @@ def _read(data: RunData, start: int, finished: int, epochs: int) -> list[list[fl
 
 
 @pytest.mark.parametrize(
-    ("make", "steps"), [(_shuffled, None), (_endless, 2), (_shuffled, 2)], ids=str
+    ("make", "steps"),
+    [(_shuffled, None), (_endless, 2), (_shuffled, 2)],
+    ids=["finite", "endless", "repeated"],
 )
 def test_a_resumed_stage_reads_what_an_uninterrupted_one_reads(make: Any, steps: int) -> None:
     whole = _look(make(), steps_per_epoch=steps)

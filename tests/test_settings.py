@@ -42,11 +42,11 @@ def test_numbers_of_numpy_are_made_plain(
     given = make(**settings)
     reals = {"learning_rate", "label_loss_weight", "sparsity", "ramp", "temperature", "weight"}
     for name in settings:
-        value = getattr(given, name)
+        value: Any = getattr(given, name)
         kind = float if name in reals else tuple if name == "block_size" else int
         assert type(value) is kind
         assert value == settings[name]
-        if kind is tuple:
+        if isinstance(value, tuple):
             assert {type(axis) for axis in value} == {int}
     plain = make(**{name: getattr(given, name) for name in settings})
     assert fingerprint(given) == fingerprint(plain)

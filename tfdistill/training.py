@@ -226,7 +226,7 @@ def seeded(seed: int) -> Iterator[None]:
     Else the same call, made twice in one program, would find other random numbers.
     """
     python, numpy = random.getstate(), np.random.get_state()
-    tensorflow, made = context.global_seed(), copy.copy(context.context()._rng)
+    tensorflow, made = context.global_seed(), copy.copy(getattr(context.context(), "_rng", None))
     keras_made = getattr(_KERAS_SEEDS, "generator", None)
     tf_keras.utils.set_random_seed(seed)
     try:
@@ -235,5 +235,6 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         tf.random.set_seed(tensorflow)
-        context.context()._rng = made  # else TensorFlow would begin its sequence again
+        if made is not None:  # TensorFlow would begin its sequence again
+            context.context()._rng = made
         _KERAS_SEEDS.generator = keras_made
