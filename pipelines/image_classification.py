@@ -3,7 +3,7 @@
     python -m pipelines.image_classification --dataset fashion_mnist --data-dir DIR
 
 Trains a convolutional teacher of 165 000 parameters (kept, and taken again by the next run),
-distils a student of 12 000 parameters from it, prunes it to 75 % zeros, trains it
+distils a student of 13 000 parameters from it, prunes it to 75 % zeros, trains it
 quantization-aware, and writes `student_int8.tflite` and `student_float16.tflite` with
 certificates and a report into `saved_models/<dataset>`. The teacher is trained on shifted and
 mirrored images; the student, too small to learn those as well, from what the teacher knows.
@@ -45,19 +45,20 @@ def build_teacher(input_shape: tuple[int, int, int], classes: int) -> keras.Mode
 
 
 def build_student(input_shape: tuple[int, int, int], classes: int) -> keras.Model:
-    """Three convolutions, the first with a stride; returns logits `[batch, classes]`.
+    """Three convolutions of one width, the first with a stride; returns logits `[batch, classes]`.
 
-    It flattens instead of averaging: in small images of one object, the place tells much. Few
-    and wide layers: what each layer costs besides its weights is not made smaller by pruning.
+    Nearly all of its weights are in convolutions, which use each of them at many places: of such
+    a student, pruning three weights in four takes less than of one with a large dense layer. It
+    flattens instead of averaging: in small images of one object, the place tells much.
     """
     from keras import Input, Model, layers
 
     x = image = Input(input_shape, name="image")
-    for filters, size, strides in ((16, 4, 2), (24, 3, 1), (16, 1, 1)):
-        x = layers.Conv2D(filters, size, strides=strides, padding="same", use_bias=False)(x)
+    for size, strides, pooling in ((4, 2, False), (3, 1, True), (3, 1, True)):
+        x = layers.Conv2D(24, size, strides=strides, padding="same", use_bias=False)(x)
         x = layers.BatchNormalization(momentum=0.9)(x)
         x = layers.ReLU()(x)
-        if size == 3:
+        if pooling:
             x = layers.MaxPooling2D(2)(x)
     return Model(image, layers.Dense(classes, name="logits")(layers.Flatten()(x)), name="student")
 
@@ -174,7 +175,7 @@ def default_pipeline() -> td.Pipeline:
             epochs=20,
             learning_rate=4e-3,
         ),
-        pruning=td.Pruning(sparsity=0.75, epochs=10, learning_rate=3e-3),
+        pruning=td.Pruning(sparsity=0.75, epochs=20, learning_rate=4e-3),
         quantization=td.Quantization(epochs=3, learning_rate=5e-4),
         export=td.Export(formats=("int8", "float16")),
     )
