@@ -29,7 +29,7 @@ lint: $(STAMP)  ## linter, formatter in checking mode, type checker
 	$(RUN) -m mypy
 
 pytest: $(STAMP)  ## the quick tests (set TFDISTILL_TEST_DATA for those on real data)
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## the slow tests: among them the wheel in a truly fresh environment
 	$(RUN) -m pytest -m slow

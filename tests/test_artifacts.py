@@ -18,7 +18,9 @@ from tfdistill.errors import DataError, RunDirectoryError
 from tfdistill.evaluation import Evaluation
 from tfdistill.pruning import prunable_weights
 from tfdistill.quantization import Quantization, quantize
+from tfdistill.records import sha256_of
 from tfdistill.run import RunDirectory
+from tfdistill.sidecar import sidecar_path
 from tfdistill.stages import Student
 from tfdistill.summary import Finished, summarise_run
 from tfdistill.terminal import Terminal
@@ -140,6 +142,62 @@ def test_a_sidecar_is_as_it_was_written_or_made_again(
     name = "artifacts/student_float16.json"
     assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
     assert artifacts["float16"].interface == json.loads((finished / name).read_text())["interface"]
+
+
+_PLACES = {
+    "float32": "student_float32.tflite",
+    "int4": "student_int4.tflite",
+    "savedmodel": "student_savedmodel",
+    "keras": "student.keras",
+}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _damage(path: Path) -> None:
+    inside = path / "variables" / "variables.index" if path.is_dir() else path
+    inside.write_bytes(inside.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [_remove, _damage])
+@pytest.mark.parametrize("format", [*_PLACES])
+def test_an_artifact_of_any_kind_is_made_again(
+    digits: tuple[np.ndarray, np.ndarray],
+    small_tf_keras_model: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    format: str,
+    damage: Callable[[Path], None],
+) -> None:
+    if format == "int4":
+        pytest.importorskip("ai_edge_quantizer", reason="needs the extra int4")
+    tf_keras.utils.set_random_seed(0)
+    model, path = small_tf_keras_model(), tmp_path / "run/artifacts" / _PLACES[format]
+    first, _ = _make(model, _batches(digits), tmp_path / "run", formats=(format,))
+    assert first[format].path == path
+    assert (
+        _make(model, _batches(digits), tmp_path / "run", formats=(format,))[0][format] is not None
+    )
+    assert "finished before" in capsys.readouterr().out
+
+    damage(path)
+    made, uncertified = _make(model, _batches(digits), tmp_path / "run", formats=(format,))
+    said = capsys.readouterr().out
+    assert "finished before" not in said
+    assert (f"{path.name} is not what was written there; it is made again" in said) == (
+        damage is _damage
+    )
+    assert (path.with_name(f"{path.name}.damaged")).exists() == (damage is _damage)
+    assert uncertified == {}
+    certificate = made[format].certificate
+    assert certificate.accuracy == first[format].certificate.accuracy
+    assert sha256_of(path) == certificate.sha256
+    assert json.loads(sidecar_path(path).read_text())["artifact"]["sha256"] == certificate.sha256
 
 
 def test_nothing_put_aside_is_overwritten(
@@ -264,9 +322,15 @@ def test_zeros_are_counted_in_the_same_kernels_in_every_row(
 ) -> None:
     test = _batches(digits)
     floating = Student(_separable(), "distillation", "fingerprint")
-    quantizable = quantize(floating.model, Quantization(skip=["scores"]), sparse=False).model
-    quantizable(digits[0][:32], training=True)
-    quantized = Student(quantizable, "quantization", "fingerprint", quantized=True)
+    simulated = quantize(floating.model, Quantization(skip=["scores"]), sparse=False)
+    simulated.model(digits[0][:32], training=True)
+    quantized = Student(
+        simulated.model,
+        "quantization",
+        "fingerprint",
+        quantized=True,
+        carriers=simulated.carriers,
+    )
     made, _ = _make(
         floating.model, test, tmp_path / "run", formats=("float32", "int8"), quantized=quantized
     )

@@ -152,6 +152,7 @@ def test_every_format_is_certified(
         assert (error.unit, error.scale) == ("output units", None)
         assert error.max_relative < {"float32": 1e-5, "float16": 1e-3}.get(format, 0.05)
     assert error.p50 <= error.p99 <= error.maximum
+    assert certificate.latency is not None
     assert certificate.float32_latency is not None
     assert 0 < certificate.latency.median_ms <= certificate.latency.p90_ms
     assert certificate.latency.runs == certificate.float32_latency.runs >= 10

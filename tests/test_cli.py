@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +41,8 @@ def trained(
     return folder / "student.keras", folder / "student.tflite"
 
 
-def certify(artifact: Path, model: Path) -> int:
-    return main(["certify", str(artifact), "--model", str(model), "--dataset", "digits"])
+def certify(artifact: Path, model: Path, *options: str) -> int:
+    return main(["certify", str(artifact), "--model", str(model), "--dataset", "digits", *options])
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,11 +57,13 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert "report" in shown
-    assert "certify" in shown
+    for command in ("inspect", "certify", "benchmark", "report"):
+        assert f"\n    {command} " in shown.replace(f"{command}\n", f"{command} ")
 
 
-@pytest.mark.parametrize("wrong", [[], ["distil"], ["certify", "a.tflite"], ["report"]])
+@pytest.mark.parametrize(
+    "wrong", [[], ["distil"], ["certify", "a.tflite"], ["report"], ["inspect"], ["benchmark"]]
+)
 def test_wrong_command_line_ends_with_status_2(
     wrong: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,3 +153,174 @@ def test_missing_artifact_is_one_clean_error(
     model, artifact = trained
     assert certify(artifact.with_name("other.tflite"), model) == 2
     assert "other.tflite" in capsys.readouterr().err
+
+
+# --- help ---
+
+
+@pytest.mark.parametrize("command", [(), ("inspect",), ("certify",), ("benchmark",), ("report",)])
+def test_help_needs_neither_tensorflow_nor_numpy(command: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from tfdistill.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: print({'tensorflow', 'numpy', 'rich'} & set(sys.modules))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.startswith("usage: tfdistill")
+    assert shown.endswith("set()\n")
+
+
+@pytest.mark.parametrize("command", ["inspect", "certify", "benchmark", "report"])
+def test_help_tells_the_exit_status(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "Exit status: 0 " in capsys.readouterr().out
+
+
+# --- inspect ---
+
+
+def test_inspect_shows_a_model(
+    trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = trained
+    assert main(["inspect", str(model)]) == 0
+    shown = capsys.readouterr().out
+    assert "student: tf_keras model, pass" in shown
+    assert "convolution" in shown
+    assert "75% pruned" in shown
+
+
+def test_inspect_takes_a_sparsity(
+    trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = trained
+    assert main(["inspect", str(model), "--sparsity", "0.5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["status"], found["sparsity"]) == ("pass", 0.5)
+    assert main(["inspect", str(model), "--sparsity", "1.5"]) == 2
+    assert "`sparsity` must be in (0, 1)" in capsys.readouterr().err
+
+
+def test_inspect_tells_pass_warn_and_fail_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tfdistill._keras import tf_keras
+
+    def status(shape: tuple[int | None, ...], activation: str | None) -> int:
+        inputs = tf_keras.Input(shape)
+        hidden = tf_keras.layers.GlobalAveragePooling1D()(inputs)
+        outputs = tf_keras.layers.Dense(3, activation, name="logits")(hidden)
+        tf_keras.Model(inputs, outputs).save(tmp_path / "net.keras")
+        found = main(["inspect", str(tmp_path / "net.keras"), "--json"])
+        said = json.loads(capsys.readouterr().out)["status"]
+        assert said == {0: "pass", 3: "warn", 1: "fail"}[found]
+        return found
+
+    assert status((4, 8), None) == 0
+    assert status((4, 8), "softmax") == 3
+    assert status((None, 8), None) == 1
+    assert main(["inspect", str(tmp_path / "nowhere.keras")]) == 2
+
+
+def test_inspect_loads_code_only_where_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tfdistill._keras import tf_keras
+
+    inputs = tf_keras.Input((4,))
+    twice = tf_keras.layers.Lambda(lambda values: values * 2, name="twice")(inputs)
+    tf_keras.Model(inputs, tf_keras.layers.Dense(3)(twice)).save(tmp_path / "net.keras")
+    assert main(["inspect", str(tmp_path / "net.keras")]) == 2
+    assert "without Lambda layers" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "net.keras"), "--unsafe"]) == 3
+
+
+def test_json_of_inspect_is_all_that_a_process_prints(trained: tuple[Path, Path]) -> None:
+    """TensorFlow's own lines too are kept off both outputs."""
+    model, _ = trained
+    done = subprocess.run(
+        [sys.executable, "-m", "tfdistill.cli", "inspect", model, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["kind"] == "tf_keras model"
+    assert done.stderr == ""
+
+
+# --- benchmark ---
+
+
+def test_benchmark_compares_two_files(
+    trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, artifact = trained
+    run = ["benchmark", str(artifact), "--runs", "10"]
+    assert main([*run, "--compare", str(artifact)]) == 0
+    shown = capsys.readouterr().out
+    assert "host CPU: no phone), one thread" in shown
+    assert "times as long as student.tflite" in shown
+    assert main([*run, "--threads", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["threads"] == 2
+    assert [each["runs"] for each in found["measurements"]] == [10]
+
+
+def test_benchmark_of_no_model_is_one_clean_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.tflite").write_text("no model")
+    assert main(["benchmark", str(tmp_path / "text.tflite")]) == 2
+    assert "must be a LiteRT model" in capsys.readouterr().err
+
+
+# --- certify and report, as JSON and where they fail ---
+
+
+def test_certify_holds_the_limits_that_were_given(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, artifact = trained
+    other = tfdistill.load_model(model)
+    kernel = other.get_layer("logits").kernel
+    kernel.assign(np.roll(kernel.numpy(), 1, axis=1))
+    other.save(tmp_path / "other.keras")
+    lenient = ("--min-agreement", "0", "--max-accuracy-drop", "1")
+    assert certify(artifact, tmp_path / "other.keras", *lenient, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] is True
+    assert (found["limits"]["min_agreement"], found["limits"]["max_accuracy_drop"]) == (0.0, 1.0)
+    assert certify(artifact, tmp_path / "other.keras", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["failures"]
+    assert certify(artifact, model, "--min-agreement", "1.5") == 2
+    assert "`min_agreement` must be in [0, 1]" in capsys.readouterr().err
+
+
+def test_report_as_json_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tfdistill.report import Report, Row, write_report
+
+    rows = (Row(name="int8", kind="artifact", accuracy=0.5, certified=False),)
+    write_report(Report(title="digits", rows=rows), tmp_path / "runs" / "digits")
+    monkeypatch.chdir(tmp_path / "runs")
+    assert main(["report", "digits", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["title"], found["rows"][0]["certified"]) == ("digits", False)
+
+
+def test_report_of_an_unfinished_run_says_how_far_it_came(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tfdistill.run import RunDirectory
+
+    with RunDirectory(tmp_path / "run", terminal_note=print) as run:
+        run.stage("distillation", "a").commit({"kernel": np.ones(3)}, {}, {})
+        run.stage("pruning", "b").save_checkpoint(2, {"kernel": np.ones(3)}, {})
+    assert main(["report", str(tmp_path / "run")]) == 2
+    shown = capsys.readouterr().err
+    assert "distillation: finished, pruning: running" in shown
+    assert "goes on where it ended" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -364,10 +365,12 @@ def test_small_kernels_of_dynamic_int8_are_reported(tmp_path: Path, student: Any
 def test_a_fake_quantized_model_is_for_int8(
     tmp_path: Path, fake_quantized: Any, format: str
 ) -> None:
+    path = tmp_path / {"keras": "a.keras", "savedmodel": "a"}.get(format, "a.tflite")
     with pytest.raises(ExportError, match=rf"`format` must be int8 .*Received: {format}\."):
-        export_model(fake_quantized, tmp_path / "a.tflite", format, quantization_aware=True)
+        export_model(fake_quantized, path, format, quantization_aware=True)
     with pytest.raises(ExportError, match="`model` must be without fake quantization"):
-        export_model(fake_quantized, tmp_path / "a.tflite", format, calibration=pixels())
+        export_model(fake_quantized, path, format, calibration=pixels())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_quantization_aware_needs_fake_quantization(tmp_path: Path, student: Any) -> None:
@@ -413,6 +416,9 @@ def test_descriptions_must_fit_the_model(tmp_path: Path, student: Any) -> None:
         (Export, {"formats": ("int8", "int8")}, "`formats` must hold one or more .*each once"),
         (Export, {"formats": "int8"}, "`formats` must be a tuple of names. Received: int8"),
         (Export, {"label_names": "cat"}, "`label_names` must be a tuple of names"),
+        (Export, {"label_names": ("cat", "d\nog")}, "`label_names` must be names of one line"),
+        (Export, {"label_names": (1, 2)}, r"`label_names` must be names of one line.*\(1, 2\)"),
+        (Export, {"metadata": "yes"}, "`metadata` must be True or False. Received: yes"),
         (Export, {"input_type": "int4"}, "`input_type` must be one of float32, int8, uint8 "),
         (
             Export,
@@ -450,14 +456,23 @@ def test_settings_take_lists() -> None:
 def test_limits_have_defaults_by_format() -> None:
     assert Limits().for_format("int8") == Limits(0.02, 0.97)
     assert Limits().for_format("float16") == Limits(0.01, 0.99)
+    assert Limits().for_format("int4_block32") == Limits(0.03, 0.95)
     assert Limits(min_agreement=0.5).for_format("int8") == Limits(0.02, 0.5)
 
 
 def test_unknown_format_and_file_name(tmp_path: Path, student: Any) -> None:
     with pytest.raises(SettingError, match=r"Received: float64\. Did you mean float"):
         export_model(student, tmp_path / "a.tflite", "float64")
-    with pytest.raises(SettingError, match=r"`path` must end in \.tflite"):
-        export_model(student, tmp_path / "a.json", "float32")
+    for name, format, wanted in (
+        ("a.json", "float32", "end in .tflite for float32"),
+        ("a.keras", "int4", "end in .tflite for int4"),
+        ("a.tflite", "keras", "end in .keras for keras"),
+        ("a.tflite", "savedmodel", "have no ending for savedmodel"),
+    ):
+        with pytest.raises(SettingError, match=rf"`path` must {re.escape(wanted)}\. Received"):
+            export_model(student, tmp_path / name, format)
+    with pytest.raises(SettingError, match=r"`path` must end in \.tflite or \.keras, or have no"):
+        sidecar_path(tmp_path / "a.json")
 
 
 def test_a_foreign_file_is_never_overwritten(tmp_path: Path, student: Any) -> None:

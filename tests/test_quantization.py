@@ -100,6 +100,7 @@ def float_operators(exported: ExportedModel) -> set[str]:
         ({"epochs": 0}, r"`epochs` must be a whole number >= 1\. Received: 0\."),
         ({"learning_rate": -1.0}, r"`learning_rate` must be a finite number > 0\. .*: -1\.0\."),
         ({"skip": "logits"}, r"`skip` must be a list of layer names\. Received: 'logits'\."),
+        ({"strict": "yes"}, r"`strict` must be True or False\. Received: 'yes'\."),
         ({"epoch": 3}, r"`epoch` must be a setting of Quantization\. .*Did you mean epochs\b"),
     ],
 )
@@ -168,7 +169,7 @@ def test_only_ours_keeps_the_zeros(tmp_path: Path) -> None:
 
 
 def test_tfmot_leaves_a_normalized_dense_layer_in_float(tmp_path: Path) -> None:
-    """The converter cannot fold the normalization into a quantized kernel; see `_NOT_FOLDED`."""
+    """The converter cannot fold the normalization into a kernel with one range."""
 
     def body(inputs: Any) -> Any:
         hidden = LAYERS.Dense(8, name="hidden")(LAYERS.Flatten()(inputs))
@@ -184,8 +185,9 @@ def test_tfmot_leaves_a_normalized_dense_layer_in_float(tmp_path: Path) -> None:
         exported, _ = export(each, tmp_path / name)
         types[name] = [weight.dtype for weight in exported.inspection.weights]
 
-    assert types == {"plain": ["float32", "int8"], "ours": ["int8", "int8"]}
-    assert list(ours.left_float) == ["normalization"]
+    assert types["plain"] == ["float32", "int8"]
+    assert types["ours"] == ["int8"] * 3, "the dense layers, and the normalization between"
+    assert ours.left_float == {}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -288,18 +290,9 @@ ARCHITECTURES: dict[Callable[[Any], Any], dict[str, str]] = {
     separable: {},
     separable_1d: {},
     softmax: {},
-    transposed: {"normalization": "BatchNormalization computes in float; its output is quantized"},
-    merges: {
-        "average": "Average computes in float; its output is quantized",
-        "sum_of_three": "Add computes in float; its output is quantized",
-        "product_of_three": "Multiply computes in float; its output is quantized",
-    },
-    float_inside: {
-        "rescaling": "tfmot has no quantizer for Rescaling",
-        "free": "BatchNormalization computes in float; its output is quantized",
-        "second": "it computes in float, up to its elu",
-        "hard": "tfmot has no quantizer for Activation hard_sigmoid",
-    },
+    transposed: {},
+    merges: {},
+    float_inside: {"second": "tfmot has no quantizer for Activation elu"},
 }
 
 
@@ -501,10 +494,7 @@ def test_a_skipped_first_layer_reads_the_input_as_it_is(tmp_path: Path) -> None:
 def test_both_halves_of_a_skipped_separable_convolution_are_left_float() -> None:
     quantized = quantize(network(separable), Quantization(skip=["first"]), sparse=True)
 
-    assert quantized.left_float == {
-        "first": "named in `skip`",
-        "first/depthwise": "named in `skip`",
-    }
+    assert quantized.left_float == {"first": "named in `skip`"}
     assert not has_quantizer(quantized.model, "first")
     assert not has_quantizer(quantized.model, "first/depthwise")
     assert has_quantizer(quantized.model, "second")
@@ -565,16 +555,17 @@ def unknown_layers(inputs: Any) -> Any:
     hidden = LAYERS.Conv2D(8, 3, activation="relu", name="convolution")(inputs)
     hidden = LAYERS.Activation(steep, name="steep")(hidden)
     hidden = LAYERS.Lambda(lambda tensor: tensor * 0.5, name="halved")(Scale(name="scale")(hidden))
-    hidden = LAYERS.ReLU()(hidden + 1.0)
-    hidden = LAYERS.Conv1D(6, 3, name="rank_3")(LAYERS.Reshape([36, 8])(hidden))
-    hidden = LAYERS.MultiHeadAttention(1, 4, name="attention")(hidden, hidden)
+    hidden = LAYERS.ReLU()(LAYERS.Reshape([36, 8])(tf.cumsum(hidden, axis=1)))
+    hidden = LAYERS.MultiHeadAttention(1, 4, kernel_constraint="max_norm", name="attention")(
+        hidden, hidden
+    )
     return LAYERS.Dense(5, name="logits")(LAYERS.LSTM(4, name="recurrent")(hidden))
 
 
 def test_unknown_layers_are_left_float_and_keep_their_zeros(tmp_path: Path) -> None:
     model = network(unknown_layers)
     zeros = {name: count.zeros for name, count in kernel_zeros(model).items()}
-    added = next(layer.name for layer in model.layers if type(layer).__name__ == "TFOpLambda")
+    summed = next(layer.name for layer in model.layers if type(layer).__name__ == "TFOpLambda")
 
     quantized = quantize(model, Quantization(), sparse=True)
     before = quantized.model.get_layer("attention").get_weights()
@@ -584,8 +575,7 @@ def test_unknown_layers_are_left_float_and_keep_their_zeros(tmp_path: Path) -> N
         "steep": "tfmot has no quantizer for Activation steep",
         "scale": "tfmot has no quantizer for Scale",
         "halved": "tfmot has no quantizer for Lambda",
-        added: "tfmot cannot wrap TFOpLambda as it is used",
-        "rank_3": "tfmot has no quantizer for Conv1D",
+        summed: "tfmot cannot wrap TFOpLambda as it is used",
         "attention": "tfmot cannot wrap MultiHeadAttention as it is used; it is frozen, so that "
         "its zeros stay",
         "recurrent": "tfmot has no quantizer for LSTM",
@@ -596,7 +586,6 @@ def test_unknown_layers_are_left_float_and_keep_their_zeros(tmp_path: Path) -> N
         np.testing.assert_array_equal(weight, expected)
     found = zeros_of(quantized.model)
     assert set(zeros) - set(found) == {"attention"}
-    assert found["rank_3"] == zeros["rank_3"]
     assert found["recurrent"] == zeros["recurrent"]
     exported, _ = export(quantized.model, tmp_path)
     operators = [(op.name, op.activations) for op in exported.inspection.operators]
@@ -621,6 +610,17 @@ def test_what_cannot_be_quantized_is_refused(layer: Callable[[], Any], message: 
     model = network(lambda inputs: layer()(inputs))
     with pytest.raises(ModelError, match=message):
         quantize(model, Quantization(), sparse=False)
+
+
+def test_strict_refuses_what_would_stay_float() -> None:
+    model = network(float_inside)
+    with pytest.raises(
+        ModelError,
+        match=r"must be quantized whole where `strict` is True\. Received: second: tfmot has no "
+        r"quantizer for Activation elu\. .*name them in `skip`",
+    ):
+        quantize(model, Quantization(strict=True), sparse=False)
+    quantize(model, Quantization(strict=True, skip=["second"]), sparse=False)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -31,7 +31,9 @@ if TYPE_CHECKING:  # for type checkers and editors; _LAZY says the same to Pytho
     from tfdistill.data import RandomShiftAndFlip, load_dataset
     from tfdistill.distiller import Distiller
     from tfdistill.export import Export, Limits, Normalisation
+    from tfdistill.inspection import inspect
     from tfdistill.loading import load_model
+    from tfdistill.metadata import read_metadata
     from tfdistill.pipeline import Pipeline, Result
     from tfdistill.pruning import Pruning
     from tfdistill.quantization import Quantization
@@ -63,9 +65,11 @@ __all__ = [
     "bridge",
     "certify",
     "errors",
+    "inspect",
     "load_dataset",
     "load_model",
     "losses",
+    "read_metadata",
     "teachers",
     "to_keras3",
     "to_tf_keras",
@@ -85,9 +89,11 @@ _LAZY = {
     "Result": "pipeline",
     "bridge": "bridge",
     "certify": "certificate",
+    "inspect": "inspection",
     "load_dataset": "data",
     "load_model": "loading",
     "losses": "losses",
+    "read_metadata": "metadata",
     "teachers": "teachers",
     "to_keras3": "bridge",
     "to_tf_keras": "bridge",

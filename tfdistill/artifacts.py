@@ -1,41 +1,45 @@
-"""The last stage: the trained students become certified LiteRT files."""
+"""The last stage: the trained students become certified artifacts."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfdistill import bridge
 from tfdistill.certificate import Certificate, certify
-from tfdistill.errors import CertificationError, ExportError, ModelError
+from tfdistill.errors import CertificationError, ConversionError, ExportError, ModelError
 from tfdistill.evaluation import require_same_labels
 from tfdistill.export import Export, ExportedModel, export_model
+from tfdistill.export_settings import SAVED
 from tfdistill.files import reading_and_writing
-from tfdistill.flatbuffer import inspect_file
-from tfdistill.records import DamagedFileError, read, read_record, sha256
+from tfdistill.records import DamagedFileError, read_record, sha256_of
 from tfdistill.run import RunDirectory, StageResult, fingerprint
+from tfdistill.saved_artifacts import inspect_artifact
 from tfdistill.sidecar import check_artifact_path, read_sidecar, sidecar_path, write_sidecar
 from tfdistill.stages import Student
 from tfdistill.terminal import Terminal
 
 _STAGE = "certification"
 _LABELS = "labels"
+_NAMES = {"savedmodel": "student_savedmodel", "keras": "student.keras"}
+_BEFORE_QUANTIZATION = "of the student before the quantization stage, which is for int8"
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A LiteRT file and the proof of what it does.
+    """A file or folder for apps and servers, and the proof of what it does.
 
     Attributes:
-        path: The `.tflite` file; a JSON file of the same name stands beside it.
+        path: Where it is; a JSON file of the same name stands beside it.
         certificate: How it behaves on the test set, against the model it came from.
         method: How it was quantized, in words.
         interface: How an app feeds and reads it.
-        left_float: What computes or is stored in float although the format is an integer one.
+        left_float: What is not as the format's name says, a sentence each.
         predictions: Its class for every test example, int64 `[examples]`.
         labels: The true class of each, int64 `[examples]`.
     """
@@ -51,7 +55,7 @@ class Artifact:
 
 def artifact_path(directory: RunDirectory, format: str) -> Path:
     """Where a run's artifact of this format is."""
-    return directory.artifacts / f"student_{format}.tflite"
+    return directory.artifacts / _NAMES.get(format, f"student_{format}.tflite")
 
 
 def check_artifact_paths(directory: RunDirectory, export: Export, terminal: Terminal) -> None:
@@ -86,7 +90,7 @@ def _recorded(directory: RunDirectory) -> dict[str, Any]:
 
 def _put_changed_aside(path: Path, format: str, recorded: Any, terminal: Terminal) -> None:
     """Leaves the artifact and its sidecar as a run wrote them, or free places."""
-    beside, sidecar, found = sidecar_path(path), read_sidecar(path), _sha256(path)
+    beside, sidecar, found = sidecar_path(path), read_sidecar(path), sha256_of(path)
     certified = recorded["certificate"]["sha256"] if recorded else ""
     known = sidecar["artifact"] if sidecar else {"sha256": "", "replaces": None}
     ours = (certified, known["sha256"], known["replaces"])
@@ -95,7 +99,7 @@ def _put_changed_aside(path: Path, format: str, recorded: Any, terminal: Termina
         found = ""
     # Killed before it was recorded, a run leaves a sidecar that knows the artifact beside it.
     newer = known["replaces"] or (found and found == known["sha256"] != certified)
-    if recorded and not newer and _sha256(beside) != recorded["sidecar_sha256"]:
+    if recorded and not newer and sha256_of(beside) != recorded["sidecar_sha256"]:
         if beside.exists():
             _put_aside(beside, terminal)
         elif found:
@@ -121,7 +125,7 @@ def _write_sidecar(path: Path, format: str, recorded: Mapping[str, Any]) -> None
     """Writes the sidecar of a certified artifact once more."""
     write_sidecar(
         path,
-        inspection=inspect_file(path),
+        inspection=inspect_artifact(path),
         format=format,
         method=recorded["method"],
         interface=recorded["interface"],
@@ -140,6 +144,7 @@ def make_artifacts(
     test_identity: str,
     directory: RunDirectory,
     terminal: Terminal,
+    to_keras3: Callable[[Any], Any] = bridge.to_keras3,
 ) -> tuple[dict[str, Artifact], dict[str, str]]:
     """Exports every format and certifies it on the test set, or takes what is there.
 
@@ -153,6 +158,7 @@ def make_artifacts(
         test_identity: What tells one test set from another.
         directory: The run.
         terminal: Told what is going on.
+        to_keras3: For the format keras: makes of `floating` the Keras model to be saved.
 
     Returns:
         Format to artifact, in the order of `export.formats`; and format to the reason for what
@@ -174,7 +180,8 @@ def make_artifacts(
     uncertified: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         float32_path = Path(scratch) / "student_float32.tflite"
-        export_model(floating.model, float32_path, "float32", settings=export)
+        if not set(export.formats) <= set(SAVED):
+            export_model(floating.model, float32_path, "float32", settings=export)
         for format in export.formats:
             terminal.heading(f"Exporting and certifying {format}")
             source = quantized if format == "int8" and quantized is not None else floating
@@ -186,6 +193,8 @@ def make_artifacts(
                     settings=export,
                     quantization_aware=source.quantized,
                     calibration=calibration,
+                    origin=_BEFORE_QUANTIZATION if source is not quantized and quantized else "",
+                    to_keras3=to_keras3,
                 )
                 certificate = certify(
                     written.path,
@@ -195,7 +204,7 @@ def make_artifacts(
                     float32_path=float32_path,
                     label_names=export.label_names,
                 )
-            except (ExportError, CertificationError, ModelError) as error:
+            except (ExportError, CertificationError, ConversionError, ModelError) as error:
                 uncertified[format] = str(error)
                 continue
             made[format] = _artifact(written, certificate)
@@ -228,7 +237,7 @@ def _summary(artifact: Artifact, sidecar: Path) -> Mapping[str, Any]:
         "method": artifact.method,
         "interface": artifact.interface,
         "left_float": artifact.left_float,
-        "sidecar_sha256": _sha256(sidecar),
+        "sidecar_sha256": sha256_of(sidecar),
     }
 
 
@@ -243,9 +252,9 @@ def _finished(
         if "sidecar_sha256" not in summary:  # of an older version
             return None
         certificate = Certificate.from_dict(summary["certificate"])
-        if _sha256(path) != certificate.sha256:
+        if sha256_of(path) != certificate.sha256:
             return None
-        if _sha256(sidecar_path(path)) != summary["sidecar_sha256"]:
+        if sha256_of(sidecar_path(path)) != summary["sidecar_sha256"]:
             _write_sidecar(path, format, summary)  # another run was killed before it wrote its own
         found[format] = Artifact(
             path=path,
@@ -257,9 +266,3 @@ def _finished(
             labels=result.arrays[_LABELS],
         )
     return found
-
-
-def _sha256(path: Path) -> str:
-    """Of a file's content; "" where there is no file."""
-    content = read(path) if path.is_file() else None
-    return "" if content is None else sha256(content)

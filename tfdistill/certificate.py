@@ -1,4 +1,4 @@
-"""The certificate: an artifact, run in LiteRT on the whole test set, held against its model."""
+"""The certificate: an artifact, run on the whole test set, held against its model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from tfdistill.comparison import Comparison, compare_classifiers
+from tfdistill.comparison import Comparison, Runnable, compare_classifiers
 from tfdistill.errors import CertificationError, SettingError
-from tfdistill.export import Limits
-from tfdistill.flatbuffer import Operator, inspect_file
+from tfdistill.export import Limits, left_float
+from tfdistill.flatbuffer import Operator
 from tfdistill.host import processor, versions
 from tfdistill.litert import LiteRTModel, measure_latency
+from tfdistill.metadata import read_metadata
+from tfdistill.saved_artifacts import inspect_artifact, open_artifact
 from tfdistill.sidecar import (
     check_artifact_path,
     describe_interface,
@@ -101,22 +103,23 @@ class Certificate:
         elements: Weights in the file.
         zeros: Weights that are 0 in the file.
         weight_zeros: Weight tensor's name to its (zeros, weights).
-        operators: Operators with their types.
+        operators: Operators with their types; none of a SavedModel or a Keras file.
         examples: Size of the test set.
         classes: Number of classes.
-        accuracy: Share of right classes, in LiteRT.
+        accuracy: Share of right classes, of the artifact.
         reference_accuracy: Share of right classes, of the model the artifact came from.
-        per_class_accuracy: In LiteRT, by class; `None` for a class without examples.
+        per_class_accuracy: Of the artifact, by class; `None` for a class without examples.
         agreement: Share of examples on which both predict the same class.
         output_error: Difference of their outputs; `None` if no output is finite.
         worst_examples: Those with the largest difference, worst first.
-        latency: Of the artifact.
+        latency: Of the artifact; `None` of one that is not run in LiteRT.
         float32_latency: Of the float32 student, measured in turn with the artifact's.
         host: What the latencies were measured on.
         versions: Packages and their versions.
         limits: What it was held against.
         failures: What is beyond the limits, a sentence each.
         label_names: The classes' names.
+        left_float: What is not as the format's name says, and why, a sentence each.
         predictions: The artifact's class for each example, int64 `[examples]`; not written.
         labels: The true class of each, int64 `[examples]`; not written.
     """
@@ -138,13 +141,14 @@ class Certificate:
     agreement: float
     output_error: OutputError | None
     worst_examples: tuple[WorstExample, ...]
-    latency: Latency
+    latency: Latency | None
     float32_latency: Latency | None
     host: str
     versions: Mapping[str, str]
     limits: Limits
     failures: tuple[str, ...]
     label_names: tuple[str, ...] = ()
+    left_float: tuple[str, ...] = ()
     predictions: np.ndarray | None = field(default=None, repr=False, compare=False)
     labels: np.ndarray | None = field(default=None, repr=False, compare=False)
 
@@ -176,8 +180,8 @@ class Certificate:
     def from_dict(cls, content: Mapping[str, Any]) -> Certificate:
         """The certificate that `to_dict` gave, also after a trip through JSON."""
         values = {name: value for name, value in content.items() if name != "passed"}
-        for name in ("failures", "label_names", "per_class_accuracy"):
-            values[name] = tuple(values[name])
+        for name in ("failures", "label_names", "left_float", "per_class_accuracy"):
+            values[name] = tuple(values.get(name, ()))  # an older one may lack it
         values["operators"] = tuple(Operator(**each) for each in values["operators"])
         values["worst_examples"] = tuple(WorstExample(**e) for e in values["worst_examples"])
         single: dict[str, Any] = {
@@ -206,7 +210,7 @@ class Certificate:
             CertificationError: The file is not the one that was certified.
             RunDirectoryError: The JSON file is foreign, or cannot be written.
         """
-        inspection = inspect_file(path)
+        inspection = inspect_artifact(path)
         if inspection.sha256 != self.sha256:
             raise CertificationError(
                 f"`{path}` must be the file that was certified.",
@@ -216,17 +220,19 @@ class Certificate:
         older = read_sidecar(path)
         if older is None and sidecar_path(path).exists():
             check_artifact_path(path)  # raises: that file is not ours
-        kept = older if older is not None and was_exported(older, self.sha256) else None
+        ours = older is not None and was_exported(older, self.sha256)
+        kept = _described(path, self.sha256)
+        interface = kept["interface"] if kept else describe_interface(inspection)
+        if not ours and not interface["label_names"]:
+            interface = {**interface, "label_names": list(self.label_names)}
         return write_sidecar(
             path,
             inspection=inspection,
             format=kept["artifact"]["format"] if kept else self.format,
             method=kept["artifact"]["method"] if kept else "unknown",
-            interface=kept["interface"]
-            if kept
-            else describe_interface(inspection, label_names=self.label_names),
+            interface=interface,
             certificate=self.to_dict(),
-            exported=kept is not None,
+            exported=ours,
         )
 
 
@@ -239,14 +245,15 @@ def certify(
     float32_path: str | os.PathLike[str] | None = None,
     label_names: Sequence[str] = (),
 ) -> Certificate:
-    """Runs an artifact in LiteRT on a test set and holds it against the model it came from.
+    """Runs an artifact on a test set and holds it against the model it came from.
 
     For classifiers with one output `[batch, classes]`, or `[batch, 1]` for two classes: class 1
     is then a probability above 0.5, where the artifact ends in a sigmoid, or a logit above 0.
     The set is read batch by batch; outputs and labels are kept, inputs are not.
 
     Args:
-        path: The `.tflite` file.
+        path: The `.tflite` file, run in LiteRT; the folder of a SavedModel or a `.keras` file
+            that this library wrote, run by TensorFlow.
         model: What it came from: a tf_keras model (simulating 8-bit arithmetic, after
             quantization-aware training), a Keras 3 model, or a function from a batch of inputs
             to outputs of the artifact's shape.
@@ -255,7 +262,8 @@ def certify(
             one-hot rows `[batch, classes]`. Weights are not used.
         limits: What passes; by default the format's own limits.
         float32_path: The float32 student's artifact, to compare latencies.
-        label_names: The classes' names.
+        label_names: The classes' names; by default those in the JSON file beside the artifact,
+            or in the artifact.
 
     Raises:
         CertificationError: The artifact needs operators that cannot be run here. What it does
@@ -269,19 +277,22 @@ def certify(
         >>> certificate.passed, certificate.accuracy
         (True, 0.9663)
     """
-    inspection = inspect_file(path)
+    inspection = inspect_artifact(path)
     if inspection.custom_operators:
         raise CertificationError(
             f"`{path}` must have only operators built into LiteRT, to be certified here.",
             received=", ".join(inspection.custom_operators),
             hint="Replace the layers that need them, or test the artifact in the app.",
         )
-    artifact = LiteRTModel(path)
+    artifact = open_artifact(path)
+    known = _described(path, inspection.sha256)
+    label_names = tuple(label_names or (known["interface"]["label_names"] if known else ()))
+    format = known["artifact"]["format"] if known else inspection.format
     run = compare_classifiers(artifact, model, data)
     if label_names and len(label_names) != run.classes:
         raise SettingError(
             f"`label_names` must be {run.classes} names, one for each class.",
-            received=tuple(label_names),
+            received=label_names,
         )
     limits = (limits or Limits()).for_format(inspection.format)
     output_error, worst = _compare(run, inspection.output_scales[artifact.outputs[0].name])
@@ -314,7 +325,8 @@ def certify(
         versions=versions(),
         limits=limits,
         failures=(),
-        label_names=tuple(label_names),
+        label_names=label_names,
+        left_float=left_float(inspection, format, model) if hasattr(model, "layers") else (),
         predictions=run.predictions,
         labels=run.labels,
     )
@@ -385,11 +397,21 @@ def _failures(certificate: Certificate, run: Comparison) -> tuple[str, ...]:
     return tuple(failures)
 
 
+def _described(path: str | os.PathLike[str], sha256: str) -> dict[str, Any] | None:
+    """What the JSON file beside an artifact says of it; else what the artifact itself says."""
+    sidecar = read_sidecar(path) if Path(path).suffix in (".tflite", ".keras", "") else None
+    if sidecar is not None and was_exported(sidecar, sha256):
+        return sidecar
+    return None if Path(path).is_dir() or Path(path).suffix == ".keras" else read_metadata(path)
+
+
 def _latencies(
-    artifact: LiteRTModel,
+    artifact: Runnable,
     float32_path: str | os.PathLike[str] | None,
     example: dict[str, np.ndarray],
-) -> tuple[Latency, Latency | None]:
+) -> tuple[Latency | None, Latency | None]:
+    if not isinstance(artifact, LiteRTModel):
+        return None, None
     models = [artifact] if float32_path is None else [artifact, LiteRTModel(float32_path)]
     times = measure_latency([model.seconds_per_run(example) for model in models])
     found = [

@@ -7,15 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import DataError, ModelError
-from tfdistill.litert import LiteRTModel, inputs_by_name, signature_names
+from tfdistill.flatbuffer import Inspection, TensorInterface
+from tfdistill.litert import inputs_by_name, signature_names
 
 _BATCH = 256
+
+
+class Runnable(Protocol):
+    """An artifact of any kind, ready to run; classes of `litert` and `saved_artifacts` are."""
+
+    @property
+    def inspection(self) -> Inspection:
+        """What is in it."""
+
+    @property
+    def inputs(self) -> tuple[TensorInterface, ...]:
+        """What it takes."""
+
+    @property
+    def outputs(self) -> tuple[TensorInterface, ...]:
+        """What it gives."""
+
+    def predict(self, inputs: Any) -> dict[str, np.ndarray]:
+        """Runs a batch: input name to `[batch, ...]`; gives output name to float32."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +61,11 @@ class Comparison:
     first: dict[str, np.ndarray]
 
 
-def compare_classifiers(artifact: LiteRTModel, model: Any, data: Any) -> Comparison:
+def compare_classifiers(artifact: Runnable, model: Any, data: Any) -> Comparison:
     """Runs both over a test set, batch by batch; inputs are not kept.
 
     Args:
-        artifact: With one output `[1, classes]`, or `[1, 1]` for two classes.
+        artifact: With one output `[batch, classes]`, or `[batch, 1]` for two classes.
         model: A Keras model, or a function from a batch of inputs to `[batch, classes]`.
         data: Batches `(x, y)` or `(x, y, weights)`, or one such tuple of arrays.
 
@@ -90,7 +110,7 @@ def compare_classifiers(artifact: LiteRTModel, model: Any, data: Any) -> Compari
     )
 
 
-def _classes(artifact: LiteRTModel) -> int:
+def _classes(artifact: Runnable) -> int:
     shapes = [spec.shape for spec in artifact.outputs]
     if len(shapes) != 1 or len(shapes[0]) != 2:
         raise ModelError(
@@ -107,7 +127,7 @@ def _predicted(outputs: np.ndarray, threshold: float) -> np.ndarray:
     return outputs.argmax(axis=1)
 
 
-def _input_names(model: Any, artifact: LiteRTModel) -> list[str]:
+def _input_names(model: Any, artifact: Runnable) -> list[str]:
     """The inputs' names in the model's order; one input needs no name."""
     if len(artifact.inputs) > 1 and isinstance(model, tf_keras.Model):
         return list(model.input_names)
@@ -116,13 +136,13 @@ def _input_names(model: Any, artifact: LiteRTModel) -> list[str]:
     return [spec.name for spec in artifact.inputs]
 
 
-def _dtypes(artifact: LiteRTModel) -> dict[str, str]:
+def _dtypes(artifact: Runnable) -> dict[str, str]:
     """Input name to the type that both are fed: whole numbers such as pixels become float32."""
     return {spec.name: "float32" if spec.takes_numbers else spec.dtype for spec in artifact.inputs}
 
 
 def _reference(
-    model: Any, names: Sequence[str], artifact: LiteRTModel
+    model: Any, names: Sequence[str], artifact: Runnable
 ) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
     """The model as a function from inputs by name to its one output, float32."""
     if not isinstance(model, (tf_keras.Model, keras.Model)):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.config_values import NoCounterpartError, fit_config
 from tfdistill.errors import SettingError
-from tfdistill.layer_configs import NoCounterpartError, fit_config
 
 __all__ = ["to_tf_keras_loss", "to_tf_keras_metric", "to_tf_keras_optimizer"]
 

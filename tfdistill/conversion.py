@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import DataError, ExportError, ModelError
-from tfdistill.flatbuffer import results_by_operator
-from tfdistill.host import standard_error_held_back
+from tfdistill.flatbuffer import FAKE_QUANTIZED, layer_of, results_by_operator
+from tfdistill.host import silence
+from tfdistill.int4 import BLOCK_SIZES, to_int4
 from tfdistill.litert import inputs_by_name, signature_names
 from tfdistill.pruning import PruneLowMagnitude
 
@@ -25,7 +23,6 @@ _NOT_BUILTIN = re.compile(r"(?:TF Select|Flex|Custom) ops: (.+)")
 _NOT_QUANTIZABLE = re.compile(r"not yet supported for op: '(\w+)'")
 _LOOPS = ("While", "StatelessWhile")
 _RECURRENT = re.compile("WHILE|UNIDIRECTIONAL_SEQUENCE_.*")
-_QUANTIZED = "quant_"  # tfmot's prefix of the layers it wraps
 _LOAD = """
 import sys
 try:
@@ -38,15 +35,6 @@ except Exception:  # depends on the weights, or is raised here, too
 
 class MissingOperatorError(ExportError):
     """A format lacks an operator that the model needs, whatever its weights and the data are."""
-
-
-def layer_of(name: str, model: Any) -> str:
-    """The layer that a tensor or a node came from, by its name; "?" where that is lost."""
-    layers = {layer.name for layer in model.layers}
-    for part in re.split(r"[/;:]", name):
-        if part in layers:
-            return part.removeprefix(_QUANTIZED)
-    return "?"
 
 
 def check_exportable(model: Any, format: str, *, quantization_aware: bool) -> None:
@@ -200,16 +188,20 @@ def convert(
     Raises:
         MissingOperatorError: It needs operators that the format lacks; layers are named.
         ExportError: It cannot be converted for another reason.
+        SettingError: A package that the format needs is not installed.
     """
-    with _silence():
+    if format in BLOCK_SIZES:
+        floating = convert(model, "float32", allow_select_ops=allow_select_ops)
+        with silence():
+            return to_int4(floating, format)
+    with silence():
         function, module = _serving_function(model, strip=quantization_aware)
-        graph = function.graph.as_graph_def()
-        nodes = [(node.op, node.name) for node in graph.node]
-        nodes += [(n.op, n.name) for body in graph.library.function for n in body.node_def]
+        nodes = _nodes(function.graph.as_graph_def())
         _check_fake_quantization(nodes, quantization_aware)
         if examples and any(operator in _LOOPS for operator, _ in nodes):
             _check_loops(model, format, allow_select_ops)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
+        converter.exclude_conversion_metadata = True  # its version and options, which none reads
         builtins = tf.lite.OpsSet.TFLITE_BUILTINS
         if format != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -239,7 +231,7 @@ def _serving_function(model: Any, *, strip: bool) -> tuple[Any, Any]:
     inputs = signature_names(model.input_names)
     outputs = list(model.output_names)
     if strip:
-        outputs = [name.removeprefix(_QUANTIZED) for name in outputs]
+        outputs = [name.removeprefix(FAKE_QUANTIZED) for name in outputs]
     outputs = signature_names(outputs)
 
     def serve(**tensors: Any) -> dict[str, Any]:
@@ -255,6 +247,22 @@ def _serving_function(model: Any, *, strip: bool) -> tuple[Any, Any]:
     module = tf.Module()
     module.variables_of_model = list(function.graph.variables)
     return function, module
+
+
+def check_without_fake_quantization(model: Any) -> None:
+    """Checks that a model computes in float, for a format that holds it as it is.
+
+    Raises:
+        ExportError: It simulates 8-bit arithmetic.
+    """
+    graph = _serving_function(model, strip=False)[0].graph.as_graph_def()
+    _check_fake_quantization(_nodes(graph), quantization_aware=False)
+
+
+def _nodes(graph: Any) -> list[tuple[str, str]]:
+    """Operator and name of each node, those of functions called in the graph, too."""
+    nodes = [(node.op, node.name) for node in graph.node]
+    return nodes + [(n.op, n.name) for body in graph.library.function for n in body.node_def]
 
 
 def _check_fake_quantization(nodes: Sequence[tuple[str, str]], quantization_aware: bool) -> None:
@@ -331,18 +339,3 @@ def _located(operators: Iterable[str], nodes: Sequence[tuple[str, str]], model: 
         where = ", ".join(f"`{layer}`" for layer in sorted(layers - {"?"}))
         found.append(f"{operator} in layer {where}" if where else operator)
     return "; ".join(found)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
-    levels = [logger.level for logger in loggers]
-    with standard_error_held_back(say_on_error=False), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

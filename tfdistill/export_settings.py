@@ -10,11 +10,13 @@ from dataclasses import field
 import numpy as np
 
 from tfdistill.errors import SettingError
+from tfdistill.int4 import BLOCK_SIZES
 from tfdistill.settings import settings
 
 __all__ = ["FORMATS", "Export", "Limits", "Normalisation", "check_format"]
 
-FORMATS = ("float32", "float16", "dynamic_int8", "int8", "int16x8")
+SAVED = ("savedmodel", "keras")  # what is no LiteRT file
+FORMATS = ("float32", "float16", "dynamic_int8", "int8", "int16x8", *BLOCK_SIZES, *SAVED)
 CALIBRATED = ("int8", "int16x8")
 _INTEGER_TYPES = {"int8": ("int8", "uint8"), "int16x8": ("int16",)}
 
@@ -24,7 +26,8 @@ class Limits:
     """How far an artifact may be from the model it came from.
 
     `None` takes the format's own limit: an accuracy drop of 0.02 and an agreement of 0.97 for
-    int8 and dynamic_int8, 0.01 and 0.99 for the others. The output error has none.
+    int8 and dynamic_int8, 0.03 and 0.95 for int4 and its blocks, 0.01 and 0.99 for the others.
+    The output error has none.
 
     Args:
         max_accuracy_drop: Accuracy of the model minus accuracy of the artifact, in [0, 1].
@@ -57,6 +60,8 @@ class Limits:
     def for_format(self, format: str) -> Limits:
         """These limits, with the format's own in place of `None`."""
         drop, agreement = (0.02, 0.97) if format in ("int8", "dynamic_int8") else (0.01, 0.99)
+        if format in BLOCK_SIZES:
+            drop, agreement = 0.03, 0.95
         return Limits(
             drop if self.max_accuracy_drop is None else self.max_accuracy_drop,
             agreement if self.min_agreement is None else self.min_agreement,
@@ -123,7 +128,12 @@ class Export:
         formats: What to write, one file each: "float32"; "float16" (weights stored in half the
             size); "dynamic_int8" (int8 weights, activations quantized at run time; the
             converter leaves kernels of less than 1024 weights in float); "int8" (all of it);
-            "int16x8" (int16 activations, int8 weights).
+            "int16x8" (int16 activations, int8 weights); "int4" (weights of dense layers and
+            convolutions in 4 bits, rounded after training, one scale a channel, activations
+            quantized at run time; needs `pip install "tfdistill[int4]"`); "int4_block32",
+            "int4_block64", "int4_block128" (the same, in dense layers one scale for so many
+            weights; exact in LiteRT's default delegate, XNNPACK, only); "savedmodel" (a folder
+            for TensorFlow Serving, float32); "keras" (a Keras 3 file, float32).
         input_type: What the app feeds: "float32"; "int8" or "uint8", for the format int8;
             "int16", for int16x8. The other formats take float32.
         output_type: What the app reads, likewise.
@@ -132,6 +142,8 @@ class Export:
             here.
         label_names: The classes' names, by their index in the output.
         normalisation: How an app turns raw values into the model's inputs.
+        metadata: Whether a LiteRT file says these itself, too, see `td.read_metadata`: some
+            hundred bytes. The JSON file beside it says them in any case.
         calibration_examples: Training examples to calibrate post-training int8 and int16x8 on.
         limits: What each artifact's certificate is held against.
 
@@ -148,6 +160,7 @@ class Export:
     allow_select_ops: bool = False
     label_names: Sequence[str] = ()
     normalisation: Normalisation | None = None
+    metadata: bool = True
     calibration_examples: int = 256
     limits: Limits = field(default_factory=Limits)
 
@@ -165,6 +178,14 @@ class Export:
             )
         for format in self.formats:
             check_format(format)
+        if not all(
+            isinstance(each, str) and len(each.splitlines()) < 2 for each in self.label_names
+        ):
+            raise SettingError(
+                "`label_names` must be names of one line.", received=self.label_names
+            )
+        if not isinstance(self.metadata, bool):
+            raise SettingError("`metadata` must be True or False.", received=self.metadata)
         allowed = ["float32"]
         for format in self.formats:
             allowed += _INTEGER_TYPES.get(format, ())

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from tfdistill.errors import RunDirectoryError, SettingError
 
 __all__ = [
     "is_leftover",
+    "new_directory",
     "reading_and_writing",
     "remove_leftovers",
+    "replace_directory",
     "sync_directory",
     "to_json",
     "write_bytes",
@@ -84,7 +87,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         >>> write_bytes("saved_models/birds/artifacts/student_int8.tflite", flatbuffer)
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = _temporary(path)
     with reading_and_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -124,6 +127,58 @@ def write_json(path: str | os.PathLike[str], data: object) -> None:
     write_text(path, json.dumps(finite, indent=2, ensure_ascii=False) + "\n")
 
 
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A place beside ``path`` for a directory in the making; what is left there is removed.
+
+    The directory is not made; :func:`replace_directory` moves it to where it belongs.
+
+    Raises:
+        RunDirectoryError: The place cannot be written.
+    """
+    path = Path(path)
+    with reading_and_writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_directory(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Moves a finished directory to where another one may stand, which goes.
+
+    Readers see the older directory or the new one, whole; for a moment, or after a kill in it,
+    there is none.
+
+    Args:
+        directory: The new one, flushed to the disk before it is moved.
+        path: Its place, on the same file system.
+
+    Raises:
+        RunDirectoryError: The disk is full, or the place cannot be written.
+    """
+    directory, path = Path(directory), Path(path)
+    older = _temporary(path)
+    with reading_and_writing(path):
+        for each in (directory, *directory.rglob("*")):
+            if each.is_dir():
+                sync_directory(each)
+            else:
+                with open(each, "rb") as file:
+                    os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, older)
+        os.replace(directory, path)
+        sync_directory(path.parent)
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
 def to_json(data: object, *, sort_keys: bool = False) -> str:
     """Returns ``data`` as JSON text.
 
@@ -152,7 +207,9 @@ def remove_leftovers(directory: str | os.PathLike[str]) -> None:
     """
     with reading_and_writing(directory):
         for path in Path(directory).iterdir():
-            if is_leftover(path.name):
+            if is_leftover(path.name) and path.is_dir():
+                shutil.rmtree(path)
+            elif is_leftover(path.name):
                 path.unlink()
 
 

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import math
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -24,10 +25,12 @@ from ai_edge_litert.interpreter import Interpreter
 from tfdistill.errors import ModelError
 from tfdistill.host import standard_error_held_back
 
-_IDENTIFIER = b"TFL3"  # bytes 4 to 8 of every LiteRT flatbuffer
-_WEIGHT_TYPES = ("float32", "float16", "int8", "uint8", "int16")
+IDENTIFIER = b"TFL3"  # bytes 4 to 8 of every LiteRT flatbuffer
+_WEIGHT_TYPES = ("float32", "float16", "int8", "uint8", "int16", "int4")
 _QUANTIZED_TYPES = ("int8", "uint8", "int16")
 _PASSING_VALUES_ON = ("DEQUANTIZE", "QUANTIZE", "RESHAPE")
+FAKE_QUANTIZED = "quant_"  # tfmot's prefix of the layers it wraps
+_INPUT_QUANTIZER = "QuantizeLayer"  # tfmot's own, named by a count of all that were ever made
 _UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error)
 
 
@@ -110,6 +113,7 @@ class Weight:
         dtype: Its element type as stored.
         elements: How many weights it has.
         zeros: How many of them stand for 0 (equal the zero point).
+        block_size: How many weights share a scale, where it was quantized in blocks; else 0.
     """
 
     name: str
@@ -119,11 +123,12 @@ class Weight:
     dtype: str
     elements: int
     zeros: int
+    block_size: int = 0
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in a LiteRT file.
+    """What is in an artifact.
 
     Attributes:
         sha256: Hash of the file, hexadecimal.
@@ -154,6 +159,9 @@ class Inspection:
     def format(self) -> str:
         """The format by what is in the file: "float32", "float16", "dynamic_int8"..."""
         types = {(weight.activations, weight.dtype) for weight in self.weights}
+        blocks = [weight.block_size for weight in self.weights if weight.dtype == "int4"]
+        if blocks:
+            return f"int4_block{max(blocks)}" if max(blocks) else "int4"
         if ("int16", "int8") in types:
             return "int16x8"
         if types & {("int8", "int8"), ("uint8", "uint8")}:
@@ -219,7 +227,7 @@ def load(content: bytes, source: str, num_threads: int = 1) -> Any:
     Raises:
         ModelError: The content is no LiteRT model.
     """
-    if content[4:8] != _IDENTIFIER:
+    if content[4:8] != IDENTIFIER:
         raise not_a_model(source, f"{len(content)} bytes without the identifier TFL3")
     with standard_error_held_back(say_on_error=False):
         try:
@@ -231,8 +239,8 @@ def load(content: bytes, source: str, num_threads: int = 1) -> Any:
 def inspect_content(content: bytes, source: str) -> Inspection:
     """As `inspect_file`, of content that `load` has accepted."""
     try:
-        model = schema.ModelT.InitFromPackedBuf(content, 0)
-        graphs = [_Graph(model, graph) for graph in model.subgraphs]
+        model = unpack(content)
+        graphs = [Graph(model, graph) for graph in model.subgraphs]
         main = graphs[0]
         operators: Counter[Operator] = Counter()
         weights: dict[int, Weight] = {}  # by buffer: a shared one is stored, and counted, once
@@ -259,18 +267,48 @@ def inspect_content(content: bytes, source: str) -> Inspection:
         raise not_a_model(source, f"{type(error).__name__}: {error}") from error
 
 
+def unpack(content: bytes) -> Any:
+    """The schema's `ModelT` of a sound file; what buffers keep behind the flatbuffer is in them."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # 1 stands for an empty one
+            data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.data, buffer.offset, buffer.size = data, 0, 0
+    return model
+
+
 def results_by_operator(content: bytes) -> list[tuple[str, str]]:
     """Name of each operator in a sound file and of the tensor it makes, which tells its layer."""
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model = unpack(content)
     return [
         (graph.name(operator), graph.tensors[operator.outputs[0]].name.decode())
-        for graph in (_Graph(model, each) for each in model.subgraphs)
+        for graph in (Graph(model, each) for each in model.subgraphs)
         for operator in graph.operators
         if len(operator.outputs)
     ]
 
 
-class _Graph:
+def layer_of(name: str, model: Any) -> str:
+    """The layer that a tensor or a node came from, by its name; "?" where that is lost.
+
+    Of several layers that the converter made one operator of, the one with the kernel.
+
+    Args:
+        name: As the converter writes it, or `compaction`.
+        model: The Keras model that was converted.
+    """
+    layers = {
+        each.name.removeprefix(FAKE_QUANTIZED): each
+        for each in model.layers
+        if type(each).__name__ != _INPUT_QUANTIZER
+    }
+    parts = [part.removeprefix(FAKE_QUANTIZED) for part in re.split(r"[/;:]", name)]
+    found = [part for part in parts if part in layers]
+    kernels = [part for part in found if any(len(w.shape) > 1 for w in layers[part].weights)]
+    return next(iter(kernels or found), "?")
+
+
+class Graph:
     """One graph of a flatbuffer, with who makes which tensor."""
 
     def __init__(self, model: Any, graph: Any) -> None:
@@ -281,11 +319,13 @@ class _Graph:
         self.makers = {index: op for op in self.operators for index in op.outputs}
 
     def name(self, operator: Any) -> str:
+        """LiteRT's name of an operator; of a custom one, its own."""
         code = self.model.operatorCodes[operator.opcodeIndex]
         name = _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
         return code.customCode.decode() if name == "CUSTOM" else name
 
     def describe(self, operator: Any) -> Operator:
+        """An operator's kind and types."""
         weights = [_TYPES[tensor.type] for tensor in self.weights(operator)]
         name = self.name(operator)
         return Operator(
@@ -312,13 +352,15 @@ class _Graph:
                 continue
             tensor = self.tensors[index]
             is_weight = _TYPES[tensor.type] in _WEIGHT_TYPES and len(_shape(tensor)) > 1
-            if is_weight and self._is_constant(tensor):
+            if is_weight and self.is_constant(tensor):
                 found.append(tensor)
         return found
 
     def count_zeros(self, tensor: Any, operator: Any) -> Weight:
+        """A weight tensor that the operator reads, with its zeros counted."""
         dtype, shape = _TYPES[tensor.type], _shape(tensor)
-        values = np.frombuffer(self.model.buffers[tensor.buffer].data, dtype)
+        data = np.asarray(self.model.buffers[tensor.buffer].data, np.uint8)
+        values = _halves(data) if dtype == "int4" else np.frombuffer(data, dtype)
         values = values[: math.prod(shape)].reshape(shape)
         zero_point = getattr(tensor.quantization, "zeroPoint", None)
         if zero_point is not None and np.any(zero_point):
@@ -333,6 +375,7 @@ class _Graph:
             dtype=dtype,
             elements=values.size,
             zeros=values.size - int(np.count_nonzero(values)),
+            block_size=getattr(getattr(tensor.quantization, "details", None), "blockSize", 0),
         )
 
     def interfaces(self) -> tuple[tuple[TensorInterface, ...], tuple[TensorInterface, ...]]:
@@ -365,9 +408,16 @@ class _Graph:
         maker = self.makers.get(index)
         return scale, maker is not None and self.name(maker) in ("SOFTMAX", "LOGISTIC")
 
-    def _is_constant(self, tensor: Any) -> bool:
+    def is_constant(self, tensor: Any) -> bool:
+        """Whether the file holds the tensor's values."""
         data = self.model.buffers[tensor.buffer].data
         return data is not None and len(data) > 0
+
+
+def _halves(data: np.ndarray) -> np.ndarray:
+    """The 4-bit numbers in bytes, of which each holds two, the first in its lower half."""
+    halves = np.stack([data & 15, data >> 4], axis=1).ravel().astype(np.int8)
+    return (halves ^ 8) - 8  # carries the sign bit up
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:

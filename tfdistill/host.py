@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+import logging
 import os
 import platform
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-__all__ = ["processor", "reuse_memory", "standard_error_held_back", "versions"]
+__all__ = ["processor", "reuse_memory", "silence", "standard_error_held_back", "versions"]
 
 _PACKAGES = (
     *("tfdistill", "tensorflow", "tensorflow-cpu", "tf_keras", "keras"),
-    *("tensorflow-model-optimization", "ai-edge-litert", "numpy"),
+    *("tensorflow-model-optimization", "ai-edge-litert", "ai-edge-quantizer", "numpy"),
 )
 _STANDARD_ERROR = threading.RLock()
 # Of glibc's mallopt: M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, and bytes for each.
@@ -86,6 +88,22 @@ def standard_error_held_back(*, say_on_error: bool) -> Iterator[None]:
         finally:
             _flush()
             os.dup2(found, 2)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keeps what TensorFlow says inside the block off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
+    levels = [logger.level for logger in loggers]
+    with standard_error_held_back(say_on_error=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def _flush() -> None:

@@ -106,21 +106,31 @@ def render(report: Report) -> str:
 
 
 def snippet(artifact: str, interface: Mapping[str, Any]) -> str:
-    """Returns the lines of Python that run an artifact in LiteRT.
+    """Returns the lines of Python that run an artifact: in LiteRT, Keras or TensorFlow.
 
     Args:
-        artifact: Name of the file.
+        artifact: Name of the file or folder.
         interface: What `describe_interface()` says of it; one input and one output.
     """
     (given,), (output,) = interface["inputs"], interface["outputs"]
     name = given["name"]
     passed = f"{name}=x" if name.isidentifier() and not keyword.iskeyword(name) else ""
+    answer = f"model({passed or f'**{{{name!r}: x}}'})[{output['name']!r}]"
+    needed = "from ai_edge_litert.interpreter import Interpreter"
+    model = f"Interpreter({artifact!r}).get_signature_runner()"
+    if artifact.endswith(".keras"):
+        needed, model = "import keras", f"keras.saving.load_model({artifact!r}, compile=False)"
+        answer = "model.predict(x, verbose=0)"
+    elif not artifact.endswith(".tflite"):
+        needed = "import tensorflow as tf"
+        model = f"tf.saved_model.load({artifact!r}).signatures['serving_default']"
+        answer = f"model(**{{{name!r}: tf.constant(x)}})[{output['name']!r}].numpy()"
     dtype = "float32" if given["scale"] is not None else given["dtype"]
     lines = [
         "import numpy as np",
-        "from ai_edge_litert.interpreter import Interpreter",
+        needed,
         "",
-        f"model = Interpreter({artifact!r}).get_signature_runner()",
+        f"model = {model}",
         f"x = np.asarray(raw, np.{dtype}).reshape({given['shape']})  # raw: one example",
     ]
     normalisation = interface.get("normalisation")
@@ -133,7 +143,7 @@ def snippet(artifact: str, interface: Mapping[str, Any]) -> str:
             f"x = np.round(x / np.float32({given['scale']})) + {given['zero_point']}",
             f"x = np.clip(x, {int(limits.min)}, {int(limits.max)}).astype(np.{given['dtype']})",
         ]
-    lines.append(f"y = model({passed or f'**{{{name!r}: x}}'})[{output['name']!r}]")
+    lines.append(f"y = {answer}")
     if output["scale"] is not None:
         lines.append(
             f"y = (y.astype(np.float32) - {output['zero_point']}) * np.float32({output['scale']})"

@@ -262,6 +262,7 @@ class Pipeline:
             test_identity=fingerprint(data.summaries["test"]),
             directory=directory,
             terminal=terminal,
+            to_keras3=door.prepared.hand_back,
         )
         return Finished(
             teacher=teacher,
@@ -294,7 +295,12 @@ class _Door:
         if pipeline.quantization is not None:
             quantize(model, pipeline.quantization, sparse=False)
         trained_for_int8 = pipeline.quantization is not None
-        check_before_training(model, pipeline.export, quantization_aware=trained_for_int8)
+        check_before_training(
+            model,
+            pipeline.export,
+            quantization_aware=trained_for_int8,
+            to_keras3=self.prepared.hand_back,
+        )
         view = ModelView(model, role="student")
         self.activation = view.activation
         self.units = int(view.classes or 0)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
-from tfdistill.errors import ModelError
+from tfdistill.errors import ModelError, SettingError
 from tfdistill.outputs import find_layer
+from tfdistill.own_layers import KerasOperation
 from tfdistill.pruning import layer_names, prunable_weights
 from tfdistill.quantizers import FloatConfig, KernelQuantizer, RangeQuantizer, join_ranges
+from tfdistill.rewrites import Rewritten, rewrite
 from tfdistill.settings import check_training, settings
 
 _QUANTIZATION = "quantization.keras"
@@ -20,8 +22,6 @@ _DEFAULT = f"{_QUANTIZATION}.default_8bit"
 configs: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_quantize_configs")
 layout: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_quantize_layout_transform")
 registry: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_quantize_registry")
-transforms: Any = tfmot_internal(f"{_DEFAULT}.default_8bit_transforms")
-transformer: Any = tfmot_internal(f"{_QUANTIZATION}.graph_transformations.model_transformer")
 activations: Any = tfmot_internal(f"{_QUANTIZATION}.quantize_aware_activation")
 
 _KERNEL_LAYERS = {
@@ -42,9 +42,15 @@ _ACTIVATIONS = (  # that tfmot quantizes inside a layer
     | activations.QuantizeAwareActivation._NO_QUANTIZE_ACTIVATIONS
 )
 # tfmot refuses these although fake-quantizing their output is all they need.
-_OUTPUT_ONLY = ("Maximum", "Minimum", "Multiply", "Subtract")
+_OUTPUT_ONLY = (
+    *("LeakyReLU", "MatMul", "Maximum", "Minimum", "Multiply", "PReLU", "Subtract"),
+    *("UpSampling2D", "ZeroPadding2D"),
+)
+_OUTPUT_ONLY_ACTIVATIONS = ("gelu", "hard_silu", "leaky_relu", "silu", "swish")
+# What gives on values as they come; in training `StochasticDepth` leaves some out.
+_NO_ARITHMETIC = ("NotZero", "StochasticDepth")
+_MOVING = ("ExpandDims", "Flip", "GetItem", "Reshape", "Squeeze", "Transpose")
 _RECURRENT = (tf_keras.layers.RNN, tf_keras.layers.Bidirectional)
-_SEPARABLE = (tf_keras.layers.SeparableConv1D, tf_keras.layers.SeparableConv2D)
 
 
 @settings
@@ -60,6 +66,8 @@ class Quantization:
             layer is then in floating point, too; the weights of one between quantized layers
             are rounded when it is exported.
         learning_rate: Peak learning rate, decayed to 0 along a cosine.
+        strict: Whether a layer that can only be computed in floating point, and is not named in
+            `skip`, is an error instead of a line in the report.
 
     Raises:
         SettingError: A setting is out of its range.
@@ -71,11 +79,14 @@ class Quantization:
     epochs: int = 3
     skip: Sequence[str] = ()
     learning_rate: float = 3e-4
+    strict: bool = False
 
     def __post_init__(self) -> None:
         """Checks every field."""
         object.__setattr__(self, "skip", layer_names(self.skip))
         check_training(self)
+        if not isinstance(self.strict, bool):
+            raise SettingError("`strict` must be True or False.", received=repr(self.strict))
 
 
 @dataclass(frozen=True)
@@ -85,28 +96,12 @@ class QuantizedModel:
     Attributes:
         model: tf_keras model with tfmot's fake quantization.
         left_float: Layer name to the reason why its kernel or output stays float.
+        carriers: Name of each layer with weights to the student's layer that they are of.
     """
 
     model: Any
     left_float: dict[str, str]
-
-
-class _SplitSeparable(transforms.SeparableConvQuantize):
-    """tfmot's splitting in two layers, with names that cannot be another layer's."""
-
-    def replacement(self, match_layer: Any) -> Any:
-        pointwise = super().replacement(match_layer)
-        name = match_layer.layer["config"]["name"].removesuffix("_QAT_SepConv2D")
-        for part, part_name in (
-            (pointwise, name),
-            (pointwise.input_layers[0], _depthwise_name(name)),
-        ):
-            part.layer["name"] = part.layer["config"]["name"] = part_name
-        return pointwise
-
-
-def _depthwise_name(separable: str) -> str:
-    return f"{separable}/depthwise"
+    carriers: Mapping[str, str]
 
 
 class _Layout(layout.Default8BitQuantizeLayoutTransform):
@@ -120,13 +115,11 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
     def apply(self, model: Any, layer_quantize_map: Any) -> Any:
         for layer in model.layers:
             followers = {node.outbound_layer.name for node in layer._outbound_nodes}
-            if isinstance(layer, tf_keras.layers.InputLayer) and followers <= self._skip:
+            if isinstance(layer, tf_keras.layers.InputLayer) and (
+                followers <= self._skip or not tf.as_dtype(layer.dtype).is_floating
+            ):
                 layer_quantize_map.pop(layer.name, None)  # they are to read it as it is
-        first = [transforms.SeparableConv1DQuantize(), _SplitSeparable()]
-        model, decided = transformer.ModelTransformer(
-            model, first, set(layer_quantize_map), layer_quantize_map
-        ).transform()
-        model, decided = super().apply(model, decided)
+        model, decided = super().apply(model, layer_quantize_map)
         outputs = {tensor._keras_history.layer.name for tensor in model.outputs}
         for layer in model.layers:
             if "quantizer" in decided.get(layer.name, ()):
@@ -147,6 +140,11 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
             merged = merged or _activation(layer) == "NoOpActivation"
             quantize_output = bool(layer.weights) and not merged and not is_output
             return FloatConfig(layer, quantize_output=quantize_output, keep_zeros=self._sparse)
+        if isinstance(layer, tf_keras.layers.Embedding):
+            # A lookup has the range of what it looks up.
+            config = registry.Default8BitQuantizeConfig(["embeddings"], [], False)
+            config.weight_quantizer = KernelQuantizer(per_channel=False, keep_zeros=self._sparse)
+            return config
         if type(layer) in _KERNEL_LAYERS:
             return self._kernel_config(layer, config, merged=merged)
         known, kind = registry.Default8BitQuantizeRegistry(), _kind(layer)
@@ -156,7 +154,9 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
             return config
         if _supports(known, layer):
             return known.get_quantize_config(layer)
-        if type(layer).__name__ not in _OUTPUT_ONLY:
+        if kind in _NO_ARITHMETIC or _moves_values(layer):
+            return FloatConfig(layer, quantize_output=False, keep_zeros=False)
+        if kind not in _OUTPUT_ONLY and _activation(layer) not in _OUTPUT_ONLY_ACTIVATIONS:
             self.left_float.setdefault(layer.name, f"tfmot has no quantizer for {kind}")
         # The converter would fail on a recurrent layer between quantized ones.
         quantize_output = not is_output and not isinstance(layer, _RECURRENT)
@@ -179,6 +179,13 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
             per_channel=not isinstance(layer, _ONE_RANGE), keep_zeros=self._sparse
         )
         return config
+
+
+def _moves_values(layer: Any) -> bool:
+    """Whether an operation of Keras 3 computes nothing."""
+    if not isinstance(layer, KerasOperation):
+        return False
+    return type(layer.keras3_operation).__name__ in _MOVING
 
 
 def _kind(layer: Any) -> str:
@@ -242,7 +249,7 @@ def quantize(model: Any, quantization: Quantization, *, sparse: bool) -> Quantiz
 
     Raises:
         ModelError: `skip` names a layer that the model does not have, or tfmot cannot rewrite
-            the model.
+            the model; or `strict` is set and a layer stays in float.
     """
     nested = [layer.name for layer in model.layers if isinstance(layer, tf_keras.Model)]
     if nested:
@@ -251,11 +258,46 @@ def quantize(model: Any, quantization: Quantization, *, sparse: bool) -> Quantiz
             received=", ".join(nested),
             hint="td.to_tf_keras(student) gives such a copy.",
         )
-    skip = set(quantization.skip)
     for name in quantization.skip:
-        if isinstance(find_layer(model, name, role="student"), _SEPARABLE):
-            skip.add(_depthwise_name(name))
-    transform = _Layout(sparse=sparse, skip=frozenset(skip))
+        find_layer(model, name, role="student")
+    known = {type(layer).__name__: type(layer) for layer in model.layers}
+    known |= {_activation(layer): layer.activation for layer in model.layers if _has_own(layer)}
+    # Code in a Lambda layer is no risk here: the model that it comes from is already in memory.
+    safe_mode = tf_keras.src.saving.serialization_lib.SafeModeScope(False)
+    try:
+        with tf_keras.utils.custom_object_scope(known), safe_mode:
+            rewritten = rewrite(model, skip=frozenset(quantization.skip))
+            quantized, left_float = _quantized(rewritten, quantization.skip, sparse=sparse)
+    except Exception as error:  # tfmot raises what its rewriting happens to run into
+        raise ModelError(
+            "`student` must be a model that tfmot can quantize.",
+            received=f"{model.name}: {type(error).__name__}: {' '.join(str(error).split())[:400]}",
+            hint="Replace that layer, or leave the stage out: int8 is then calibrated after "
+            "training.",
+        ) from error
+    _synchronize_as_before(model, quantized)
+    join_ranges(quantized)
+    left_float = {**_without_quantizer(quantized), **left_float}
+    by_layer = {rewritten.origins.get(name, name): why for name, why in left_float.items()}
+    unasked = [f"{n}: {why}" for n, why in by_layer.items() if n not in quantization.skip]
+    if quantization.strict and unasked:
+        raise ModelError(
+            "`student` must be quantized whole where `strict` is True.",
+            received="; ".join(unasked),
+            hint="Replace these layers, name them in `skip`, or leave `strict` out.",
+        )
+    return QuantizedModel(quantized, by_layer, rewritten.carriers)
+
+
+def _quantized(
+    rewritten: Rewritten, skip: Sequence[str], *, sparse: bool
+) -> tuple[Any, dict[str, str]]:
+    """What tfmot makes of it, and the reasons of what is left in float there."""
+    model = rewritten.model
+    transform = _Layout(
+        sparse=sparse,
+        skip=frozenset(name for name, origin in rewritten.origins.items() if origin in skip),
+    )
 
     def annotate(layer: Any) -> Any:
         copy = type(layer).from_config(layer.get_config())
@@ -267,25 +309,10 @@ def quantize(model: Any, quantization: Quantization, *, sparse: bool) -> Quantiz
             transform.left_float[layer.name] += "; it is frozen, so that its zeros stay"
         return copy
 
-    known = {type(layer).__name__: type(layer) for layer in model.layers}
-    known |= {_activation(layer): layer.activation for layer in model.layers if _has_own(layer)}
-    # Code in a Lambda layer is no risk here: the model that it comes from is already in memory.
-    safe_mode = tf_keras.src.saving.serialization_lib.SafeModeScope(False)
-    try:
-        with tf_keras.utils.custom_object_scope(known), safe_mode:
-            annotated = tf_keras.models.clone_model(model, clone_function=annotate)
-            annotated.set_weights(model.get_weights())
-            quantized = tfmot.quantization.keras.quantize_apply(annotated, _Scheme(transform))
-    except Exception as error:  # tfmot raises what its rewriting happens to run into
-        raise ModelError(
-            "`student` must be a model that tfmot can quantize.",
-            received=f"{model.name}: {type(error).__name__}: {' '.join(str(error).split())[:400]}",
-            hint="Replace that layer, or leave the stage out: int8 is then calibrated after "
-            "training.",
-        ) from error
-    _synchronize_as_before(model, quantized)
-    join_ranges(quantized)
-    return QuantizedModel(quantized, {**_without_quantizer(quantized), **transform.left_float})
+    annotated = tf_keras.models.clone_model(model, clone_function=annotate)
+    annotated.set_weights(model.get_weights())
+    quantized = tfmot.quantization.keras.quantize_apply(annotated, _Scheme(transform))
+    return quantized, transform.left_float
 
 
 def _synchronize_as_before(model: Any, quantized: Any) -> None:
@@ -324,21 +351,29 @@ def _without_quantizer(model: Any) -> dict[str, str]:
     return missing
 
 
-def quantized_kernels(model: Any) -> dict[str, Any]:
+def quantized_kernels(
+    model: Any, carriers: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
     """Every kernel as the quantized model uses it: masked, and rounded unless left in float.
 
     Args:
         model: From `quantize`.
+        carriers: Its `carriers`, for the kernels of the student's layers alone; without, those
+            of the quantized model's.
 
     Returns:
-        Layer name (as in the float model) to the kernel, a float32 array; several kernels of
-        one layer are flat, one after the other.
+        Layer name to the kernel, a float32 array; several kernels of one layer are flat, one
+        after the other.
     """
-    kernels: dict[str, list[Any]] = {}
+    kernels: dict[str, list[np.ndarray]] = {}
     for wrapper in model.layers:
         for weight, quantizer, variables in getattr(wrapper, "_weight_vars", ()):
-            kernel = quantizer(weight, False, variables).numpy()
-            kernels.setdefault(wrapper.layer.name, []).append(kernel)
+            name = wrapper.layer.name
+            if carriers is not None:
+                if name not in carriers:
+                    continue  # a constant of a rewrite
+                name = carriers[name]
+            kernels.setdefault(name, []).append(quantizer(weight, False, variables).numpy())
     return {
         name: found[0] if len(found) == 1 else np.concatenate([each.ravel() for each in found])
         for name, found in kernels.items()

@@ -32,11 +32,13 @@ _PASSING_ON = (
     "Flatten",
     "GlobalMaxPooling1D",
     "GlobalMaxPooling2D",
+    "KerasOperation",
     "MaxPooling2D",
     "Permute",
     "Reshape",
     "SpatialDropout1D",
     "SpatialDropout2D",
+    "StochasticDepth",
     "ZeroPadding1D",
     "ZeroPadding2D",
 )

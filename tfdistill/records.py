@@ -26,6 +26,7 @@ __all__ = [
     "read_intact",
     "read_record",
     "sha256",
+    "sha256_of",
     "unpack",
     "write_record",
 ]
@@ -38,6 +39,24 @@ class DamagedFileError(Exception):
 def sha256(data: bytes) -> str:
     """Returns the SHA-256 of ``data`` as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file, or of the names and contents of a folder's files.
+
+    Of what is not there, it is the empty text.
+    """
+    if not path.is_dir():
+        content = read(path) if path.is_file() else None
+        return "" if content is None else sha256(content)
+    with reading_and_writing(path):
+        files = sorted(each for each in path.rglob("*") if not each.is_dir())
+        return sha256(
+            b"".join(
+                f"{each.relative_to(path).as_posix()}\0{sha256(each.read_bytes())}\n".encode()
+                for each in files
+            )
+        )
 
 
 def read(path: Path) -> bytes | None:

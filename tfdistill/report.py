@@ -309,8 +309,22 @@ def advice(rows: Sequence[Row], *, test_examples: int | None = None) -> tuple[st
         sources = stages if trained else float_stages
         if sources:
             hint = "" if trained or row.name.startswith("float") else _POST_TRAINING_HINT
+            if row.name.startswith("int4"):
+                hint = _INT4_HINT
             found += _on_drop(sources[-1], row, hint, test_examples)
+    found += _on_int4_size([row for row in rows if row.kind == "artifact"])
     return tuple(found)
+
+
+def _on_int4_size(artifacts: Sequence[Row]) -> list[str]:
+    int8 = next((row.gzip_bytes for row in artifacts if row.name == "int8"), None)
+    return [
+        f"{row.name} is not smaller than int8 ({kilobytes(row.gzip_bytes)} against "
+        f"{kilobytes(int8)} after gzip): so few weights save less than their scales and the "
+        "float operators around them cost, and the zeros of a pruned model are small already."
+        for row in artifacts
+        if row.name.startswith("int4") and int8 and row.gzip_bytes and row.gzip_bytes >= int8
+    ]
 
 
 _STAGE_HINTS = {
@@ -320,6 +334,10 @@ _STAGE_HINTS = {
 _POST_TRAINING_HINT = (
     "It is quantized after training: train for it with a Quantization stage (format int8), or "
     "raise `calibration_examples` of Export."
+)
+_INT4_HINT = (
+    "Its weights are rounded to 4 bits after training: try smaller blocks (format int4_block32), "
+    "or ship int8."
 )
 
 

@@ -1,12 +1,12 @@
 """The JSON file beside each artifact: what an app developer needs, and the certificate.
 
-`student_int8.tflite` has `student_int8.json`. It also marks the artifact as this library's own:
-only a file whose hash its sidecar knows is ever replaced.
+`student_int8.tflite` has `student_int8.json`, the folder `student_savedmodel` has
+`student_savedmodel.json`. It also marks the artifact as this library's own: only one whose hash
+its sidecar knows is ever replaced.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ import numpy as np
 from tfdistill import files
 from tfdistill.errors import RunDirectoryError, SettingError
 from tfdistill.flatbuffer import Inspection, TensorInterface
+from tfdistill.records import sha256_of
 
 __all__ = [
     "check_artifact_path",
@@ -30,19 +31,23 @@ __all__ = [
 ]
 
 _KIND = "tfdistill artifact 1"
-_ARTIFACT = {"format", "method", "sha256", "exported", "replaces"}  # what is read again
+_SUFFIXES = (".tflite", ".keras", "")
+_ARTIFACT = {"file", "format", "method", "sha256", "exported", "replaces"}  # what is read again
 
 
 def sidecar_path(artifact: str | os.PathLike[str]) -> Path:
     """Where an artifact's sidecar is.
 
     Raises:
-        SettingError: The path does not end in ".tflite".
+        SettingError: The path does not end as an artifact's.
     """
     artifact = Path(artifact)
-    if artifact.suffix != ".tflite":
-        raise SettingError("`path` must end in .tflite.", received=str(artifact))
-    return artifact.with_suffix(".json")
+    if artifact.suffix not in _SUFFIXES:
+        raise SettingError(
+            "`path` must end in .tflite or .keras, or have no ending, for a SavedModel.",
+            received=str(artifact),
+        )
+    return artifact.with_name(f"{artifact.stem}.json")
 
 
 def read_sidecar(artifact: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -54,20 +59,23 @@ def read_sidecar(artifact: str | os.PathLike[str]) -> dict[str, Any] | None:
     if not isinstance(content, dict) or content.get("kind") != _KIND:
         return None
     known = content.get("artifact")
-    whole = isinstance(known, dict) and known.keys() >= _ARTIFACT
-    return content if whole and isinstance(content.get("interface"), dict) else None
+    if not isinstance(known, dict) or not known.keys() >= _ARTIFACT:
+        return None
+    if Path(str(known["file"])).suffix != Path(artifact).suffix:  # of another one of that name
+        return None
+    return content if isinstance(content.get("interface"), dict) else None
 
 
 def check_artifact_path(artifact: str | os.PathLike[str]) -> str | None:
     """Checks that writing an artifact would overwrite nothing but an older artifact.
 
     Returns:
-        The hash of the artifact that is there, if there is one.
+        The hash of the artifact that is there (`records.sha256_of`), if there is one.
 
     Raises:
         RunDirectoryError: There is a file, of the artifact's name or its sidecar's, that this
             library did not write or that was changed since.
-        SettingError: The path does not end in ".tflite".
+        SettingError: The path does not end as an artifact's.
     """
     artifact = Path(artifact)
     content = read_sidecar(artifact)
@@ -75,8 +83,7 @@ def check_artifact_path(artifact: str | os.PathLike[str]) -> str | None:
         raise _foreign(sidecar_path(artifact))
     if not artifact.exists():
         return None
-    with files.reading_and_writing(artifact):
-        found = hashlib.sha256(artifact.read_bytes()).hexdigest() if artifact.is_file() else ""
+    found = sha256_of(artifact)
     if not was_exported(content, found):
         raise _foreign(artifact)
     return found
@@ -96,12 +103,12 @@ def _foreign(path: Path) -> RunDirectoryError:
     )
 
 
-def write_artifact(artifact: str | os.PathLike[str], content: bytes, **sidecar: Any) -> None:
+def write_artifact(artifact: str | os.PathLike[str], content: bytes | Path, **sidecar: Any) -> None:
     """Writes an artifact and its sidecar; a kill at any moment leaves a pair that is known.
 
     Args:
-        artifact: The `.tflite` file.
-        content: Its new content.
+        artifact: The file or folder.
+        content: The file's new content; for a folder, a finished one that is moved there.
         **sidecar: What the sidecar says, as `write_sidecar` takes it.
 
     Raises:
@@ -110,7 +117,10 @@ def write_artifact(artifact: str | os.PathLike[str], content: bytes, **sidecar: 
     replaces = check_artifact_path(artifact)
     # The sidecar goes first: between the two writes it knows the old file and the new one.
     write_sidecar(artifact, exported=True, replaces=replaces, **sidecar)
-    files.write_bytes(artifact, content)
+    if isinstance(content, Path):
+        files.replace_directory(content, artifact)
+    else:
+        files.write_bytes(artifact, content)
 
 
 def write_sidecar(
@@ -127,7 +137,7 @@ def write_sidecar(
     """Writes the JSON file beside an artifact, which is not looked at.
 
     Args:
-        artifact: The `.tflite` file.
+        artifact: The file or folder.
         inspection: What is in it.
         format: Its format.
         method: How it was quantized, in words.

@@ -104,6 +104,8 @@ class Student:
             `Distiller.projection_weights`.
         left_dense: Layer name to the reason why it was not pruned.
         left_float: Layer name to the reason why it was not quantized.
+        carriers: Name of each layer of a quantized student to that of the float one, whose
+            weights it has.
     """
 
     model: Any
@@ -116,6 +118,7 @@ class Student:
     projections: Mapping[str, np.ndarray] = field(default_factory=dict)
     left_dense: Mapping[str, str] = field(default_factory=dict)
     left_float: Mapping[str, str] = field(default_factory=dict)
+    carriers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,7 @@ def quantize_aware(student: Student, context: Context, asked: Quantization) -> S
         _after(student, context, "quantization", asked, quantized.model),
         quantized=True,
         left_float=quantized.left_float,
+        carriers=quantized.carriers,
     )
 
     def build() -> Any:
@@ -230,7 +234,7 @@ def quantize_aware(student: Student, context: Context, asked: Quantization) -> S
 
 
 def _require_zeros_kept(before: Student, after: Student) -> None:
-    kernels = quantized_kernels(after.model)
+    kernels = quantized_kernels(after.model, after.carriers)
     zeros = kernel_zeros(before.model)
     lost = {
         name: int(np.count_nonzero(kernels[name] == 0))

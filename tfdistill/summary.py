@@ -12,12 +12,12 @@ import numpy as np
 
 from tfdistill.artifacts import Artifact
 from tfdistill.evaluation import Evaluation, agreement, evaluate
-from tfdistill.flatbuffer import inspect_file
 from tfdistill.host import versions
 from tfdistill.outputs import ModelView
 from tfdistill.pruning import kernel_zeros, prunable_weights
 from tfdistill.quantization import quantized_kernels
 from tfdistill.report import Disagreement, Report, Row, advice, write_report
+from tfdistill.saved_artifacts import inspect_artifact
 from tfdistill.stages import Student
 
 _ROW_NAMES = {"distillation": "distilled", "pruning": "pruned", "quantization": "quantized"}
@@ -129,7 +129,7 @@ def _student_row(student: Student, name: str, kind: str, finished: Finished) -> 
 def _kernels(student: Student, floating: Student) -> dict[str, np.ndarray]:
     """The kernels that can be pruned in the float student, as this student computes with them."""
     prunable = kernel_zeros(floating.model)
-    used = quantized_kernels(student.model) if student.quantized else {}
+    used = quantized_kernels(student.model, student.carriers) if student.quantized else {}
     kernels = {name: kernel for name, kernel in used.items() if name in prunable}
     for layer in student.model.layers:
         inner = layer if layer.name in prunable else getattr(layer, "layer", layer)
@@ -140,9 +140,10 @@ def _kernels(student: Student, floating: Student) -> dict[str, np.ndarray]:
 
 
 def _artifact_row(format: str, artifact: Artifact, teacher: Evaluation) -> Row:
-    certificate = artifact.certificate
+    certificate, latency = artifact.certificate, artifact.certificate.latency
     # As in the students: kernels of depthwise convolutions are never pruned.
-    kernels = [k for k in inspect_file(artifact.path).weights if k.operator != "DEPTHWISE_CONV_2D"]
+    found = inspect_artifact(artifact.path).weights
+    kernels = [kernel for kernel in found if kernel.operator != "DEPTHWISE_CONV_2D"]
     weights = sum(kernel.elements for kernel in kernels)
     return Row(
         format,
@@ -152,8 +153,8 @@ def _artifact_row(format: str, artifact: Artifact, teacher: Evaluation) -> Row:
         sparsity=sum(kernel.zeros for kernel in kernels) / weights if weights else None,
         bytes=certificate.raw_bytes,
         gzip_bytes=certificate.gzip_bytes,
-        latency_ms=certificate.latency.median_ms,
-        latency_p90_ms=certificate.latency.p90_ms,
+        latency_ms=latency.median_ms if latency else None,
+        latency_p90_ms=latency.p90_ms if latency else None,
         certified=certificate.passed,
         per_class_accuracy=tuple(
             float("nan") if share is None else share for share in certificate.per_class_accuracy

@@ -101,6 +101,15 @@ class Terminal:
         if report.html_path is not None:
             self._line(f"report: {report.html_path}")
 
+    def rows(self, lines: list[tuple[str, ...]]) -> None:
+        """Prints lines of cells as a table, the first of them as its header."""
+        self._console.print()
+        self._console.print(self._table(lines))
+
+    def finding(self, level: str, text: str) -> None:
+        """Prints a line in the colour of its level: "note", "warn" or "fail"."""
+        self._line(text, {"warn": "yellow", "fail": "bold red"}.get(level, ""))
+
     def training_progress(
         self, title: str, epochs: int, first_epoch: int = 0, steps: int | None = None
     ) -> Any:

@@ -1,0 +1,188 @@
+"""Short names and aligned data in LiteRT files: `tfdistill.compaction`."""
+
+from __future__ import annotations
+
+import gzip
+from typing import Any
+
+import flatbuffers
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+
+from tfdistill._keras import tf, tf_keras
+from tfdistill.compaction import compact
+from tfdistill.conversion import convert
+from tfdistill.flatbuffer import inspect_content, layer_of
+from tfdistill.litert import LiteRTModel
+from tfdistill.quantization import Quantization, quantize
+
+LAYERS = tf_keras.layers
+
+
+def inputs(count: int = 16) -> np.ndarray:
+    return np.random.default_rng(0).uniform(size=[count, 12, 12, 1]).astype(np.float32)
+
+
+def network(normalized: bool = True) -> Any:
+    source = LAYERS.Input([12, 12, 1], name="image")
+    hidden = LAYERS.Conv2D(8, 3, use_bias=not normalized, name="first")(source)
+    if normalized:
+        hidden = LAYERS.BatchNormalization(name="normalization")(hidden)
+    hidden = LAYERS.ReLU(name="rectified")(hidden)
+    hidden = LAYERS.SeparableConv2D(8, 3, name="separable", activation="relu")(hidden)
+    hidden = LAYERS.DepthwiseConv2D(3, name="depthwise")(hidden)
+    hidden = LAYERS.BatchNormalization(name="scaled")(hidden)
+    hidden = LAYERS.Flatten(name="flat")(LAYERS.Add(name="sum")([hidden, hidden]))
+    return tf_keras.Model(source, LAYERS.Dense(10, name="scores")(hidden), name="student")
+
+
+def converted(format: str) -> tuple[bytes, Any]:
+    if format == "trained int8":
+        model = quantize(network(normalized=False), Quantization(), sparse=False).model
+        model(inputs(), training=True)
+        return convert(model, "int8", quantization_aware=True), model
+    model = network()
+    examples = [{"image": each[np.newaxis]} for each in inputs()] if format == "int8" else []
+    return convert(model, format, examples=examples), model
+
+
+def names(content: bytes) -> list[str]:
+    graph = schema.ModelT.InitFromPackedBuf(content, 0).subgraphs[0]
+    return [tensor.name.decode() for tensor in graph.tensors]
+
+
+@pytest.mark.parametrize("format", ["float32", "float16", "dynamic_int8", "int8", "trained int8"])
+def test_names_are_short_and_nothing_else_changes(format: str) -> None:
+    content, model = converted(format)
+    small = compact(content, model)
+
+    before, after = LiteRTModel(content), LiteRTModel(small)
+    np.testing.assert_array_equal(
+        after.predict(inputs())["scores"], before.predict(inputs())["scores"]
+    )
+    assert after.inputs == before.inputs
+    assert after.outputs == before.outputs
+    assert after.inspection.operators == before.inspection.operators
+    assert [(w.shape, w.dtype, w.zeros) for w in after.inspection.weights] == [
+        (w.shape, w.dtype, w.zeros) for w in before.inspection.weights
+    ]
+    found = names(small)
+    assert len(set(found)) == len(found)
+    assert found[0] == "image"
+    assert "scores" in found
+    assert {weight.name for weight in after.inspection.weights} == {
+        "first/weights",
+        "separable/weights",
+        "separable/weights_1",
+        "depthwise/weights",
+        "scores/weights",
+    }
+    assert {"first/conv_2d", "sum/add", "flat/reshape"} < set(found)
+    assert all(layer_of(weight.name, model) != "?" for weight in after.inspection.weights)
+
+
+@pytest.mark.parametrize("format", ["int8", "trained int8"])
+def test_files_become_smaller(format: str) -> None:
+    content, model = converted(format)
+    small = compact(content, model)
+    assert len(small) < len(content) - 300
+    assert len(gzip.compress(small, 9)) < len(gzip.compress(content, 9)) - 100
+
+
+def test_data_are_where_the_schema_wants_them() -> None:
+    """Python's generated code, through which TensorFlow's converter puts each file, forgets it."""
+    content, model = converted("int8")
+    packed = schema.Model.GetRootAs(compact(content, model, {"extra": b"12345"}), 0)
+    places = []
+    for index in range(packed.BuffersLength()):
+        buffer = packed.Buffers(index)
+        if not buffer.DataIsNone():
+            places.append(buffer._tab.Vector(buffer._tab.Offset(4)))
+    assert len(places) > 8
+    assert [place % 16 for place in places] == [0] * len(places)
+
+
+def test_nothing_tells_of_the_conversion_but_the_runtime_that_is_needed() -> None:
+    content, model = converted("float32")
+    packed = schema.ModelT.InitFromPackedBuf(compact(content, model, {"extra": b"12345"}), 0)
+    entries = {each.name.decode(): packed.buffers[each.buffer].data for each in packed.metadata}
+    assert entries.keys() == {"min_runtime_version", "extra"}
+    assert bytes(entries["extra"]) == b"12345"
+    assert bytes(entries["min_runtime_version"]).startswith((b"1.", b"2."))
+    empty = [buffer for buffer in packed.buffers if buffer.data is None or not len(buffer.data)]
+    assert len(empty) == 1
+
+
+def test_a_loop_keeps_its_body() -> None:
+    source = LAYERS.Input([5, 3], name="steps")
+    hidden = LAYERS.GRU(4, name="memory")(source)
+    model = tf_keras.Model(source, LAYERS.Dense(2, name="scores")(hidden))
+    content = convert(model, "float32")
+    small = compact(content, model)
+    assert len(schema.ModelT.InitFromPackedBuf(small, 0).subgraphs) > 1
+    steps = np.random.default_rng(0).normal(size=[4, 5, 3]).astype(np.float32)
+    np.testing.assert_array_equal(
+        LiteRTModel(small).predict(steps)["scores"], LiteRTModel(content).predict(steps)["scores"]
+    )
+    assert "memory/weights" in {weight.name for weight in inspect_content(small, "").weights}
+
+
+def test_an_output_that_is_an_input_too() -> None:
+    first, second = LAYERS.Input([2], name="same"), LAYERS.Input([2], name="other")
+    outputs = [
+        LAYERS.Add(name="same_sum")([first, second]),
+        LAYERS.Reshape([2], name="as_is")(first),
+    ]
+    model = tf_keras.Model([first, second], outputs)
+    small = compact(convert(model, "float32"), model)
+    found = LiteRTModel(small).predict({"same": np.ones([3, 2]), "other": np.full([3, 2], 2.0)})
+    np.testing.assert_array_equal(found["same_sum"], np.full([3, 2], 3.0))
+    np.testing.assert_array_equal(found["as_is"], np.ones([3, 2]))
+    assert len(set(names(small))) == len(names(small))
+
+
+def test_the_layer_with_the_kernel_is_named() -> None:
+    model = network()
+    for name, layer in (
+        ("student/rectified/Relu;student/first/Conv2D", "first"),
+        ("student/scaled/FusedBatchNormV3;student/depthwise/depthwise1", "depthwise"),
+        ("student/sum/add", "sum"),
+        ("arith.constant", "?"),
+    ):
+        assert layer_of(name, model) == layer
+    quantized = quantize(network(False), Quantization(), sparse=False).model
+    assert layer_of("student/quant_flat/Reshape;student/quant_sum/FakeQuant", quantized) == "flat"
+    assert layer_of("first/weights", quantized) == "first"
+
+
+def test_what_lies_behind_the_flatbuffer_is_brought_in() -> None:
+    """As ai-edge-quantizer writes large files: a buffer says where in the file its data are."""
+    content, model = converted("float32")
+    packed = schema.ModelT.InitFromPackedBuf(content, 0)
+    graph = packed.subgraphs[0]
+    (kernel,) = [each for each in graph.tensors if list(each.shape)[:1] == [10]]
+    buffer = packed.buffers[kernel.buffer]
+    data, buffer.data, buffer.size = bytes(buffer.data), None, len(buffer.data)
+    outside = b""
+    for least in (16, 0):  # the first for the length of it all
+        buffer.offset = least or -(-len(outside) // 16) * 16
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(packed.Pack(builder), file_identifier=b"TFL3")
+        outside = bytes(builder.Output())
+    outside = outside.ljust(buffer.offset, b"\0") + data
+
+    expected = LiteRTModel(content).predict(inputs())["scores"]
+    np.testing.assert_array_equal(LiteRTModel(outside).predict(inputs())["scores"], expected)
+    assert inspect_content(outside, "").elements == inspect_content(content, "").elements
+    small = compact(outside, model)
+    assert len(small) < len(content)
+    np.testing.assert_array_equal(LiteRTModel(small).predict(inputs())["scores"], expected)
+
+
+def test_select_operators_keep_their_names() -> None:
+    source = LAYERS.Input([16], name="features")
+    values = LAYERS.Lambda(lambda x: tf.linalg.det(tf.reshape(x, [-1, 4, 2, 2])), name="d")(source)
+    model = tf_keras.Model(source, LAYERS.Dense(2, name="scores")(values))
+    small = compact(convert(model, "float32", allow_select_ops=True), model)
+    assert inspect_content(small, "").custom_operators == ("FlexMatrixDeterminant",)

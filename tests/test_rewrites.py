@@ -1,0 +1,315 @@
+"""Layers that LiteRT lacks, rewritten: equal in float, and in 8 bits in the artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfdistill import rewrites
+from tfdistill._keras import tf, tf_keras
+from tfdistill.config_values import hard_sigmoid
+from tfdistill.errors import ConversionError
+from tfdistill.export import export_model
+from tfdistill.litert import LiteRTModel
+from tfdistill.pruning import kernel_zeros
+from tfdistill.quantization import Quantization, quantize, quantized_kernels
+from tfdistill.rewrites import rewrite
+
+L = tf_keras.layers
+IMAGE, WORDS, VOCABULARY = (8, 8, 3), 12, 50
+Body = Callable[[Any], Any]
+
+
+def randomized(model: Any) -> Any:
+    """The model with statistics and biases that are not those of a new one."""
+    random = np.random.default_rng(0)
+    weights = []
+    for weight in model.weights:
+        name, values = weight.name, weight.numpy()
+        if "gamma" in name or "variance" in name:
+            values = random.uniform(0.2, 5.0, values.shape)
+        elif "beta" in name or "mean" in name or "bias" in name:
+            values = random.normal(size=values.shape)
+        weights.append(values)
+    model.set_weights(weights)
+    return model
+
+
+def of_images(body: Body) -> Any:
+    image = L.Input(IMAGE, name="image")
+    return randomized(tf_keras.Model(image, L.Dense(5, name="logits")(L.Flatten()(body(image)))))
+
+
+def of_words(body: Body) -> Any:
+    words = L.Input((WORDS,), dtype="int32", name="words")
+    return randomized(tf_keras.Model(words, L.Dense(5, name="logits")(body(words))))
+
+
+def inputs_of(model: Any, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    if model.inputs[0].dtype.is_integer:
+        padded = np.arange(WORDS) >= random.integers(3, WORDS + 1, [24, 1])
+        return np.where(padded, 0, random.integers(1, VOCABULARY, [24, WORDS])).astype(np.int32)
+    return random.normal(0, 2, [24, *IMAGE]).astype(np.float32)
+
+
+def train(model: Any) -> None:
+    inputs = tf.constant(inputs_of(model, 0))
+    labels = tf.one_hot(tf.range(len(inputs)) % 5, 5)
+    optimizer = tf_keras.optimizers.SGD(0.01)
+    for _ in range(3):
+        with tf.GradientTape() as tape:
+            error = tf.reduce_mean((model(inputs, training=True) - labels) ** 2)
+        optimizer.minimize(error, model.trainable_variables, tape)
+
+
+def exported(model: Any, folder: Path) -> tuple[set[str], set[str], np.ndarray]:
+    """The artifact's operators, those that compute in float, and its errors in steps."""
+    path = folder / "student.tflite"
+    made = export_model(model, path, "int8", quantization_aware=True)
+    inputs = inputs_of(model, 1)
+    (outputs,) = LiteRTModel(path).predict(inputs).values()
+    (scale,) = made.inspection.output_scales.values()
+    errors = np.abs(outputs - model(inputs, training=False).numpy()) / scale
+    operators = made.inspection.operators
+    floating = {each.name for each in operators if each.activations == "float32"}
+    return {each.name for each in operators}, floating - {"DEQUANTIZE"}, errors
+
+
+def convolution(image: Any, filters: int = 8, **settings: Any) -> Any:
+    return L.Conv2D(filters, 3, padding="same", **settings)(image)
+
+
+def steps(image: Any) -> Any:
+    return L.Reshape((32, 6))(image)
+
+
+def gate(values: Any, activation: Any, *, dense: bool) -> Any:
+    """Squeeze and excitation (Hu 2018)."""
+    squeezed = L.GlobalAveragePooling2D(keepdims=not dense)(values)
+    small = L.Dense(4, activation="relu")(squeezed)
+    gates = L.Dense(8, activation=activation)(small)
+    return L.Multiply()([values, L.Reshape((1, 1, 8))(gates) if dense else gates])
+
+
+def hard_swish_in_parts(values: Any) -> Any:
+    sixth = L.Rescaling(1 / 6)(L.ReLU(6.0)(L.Rescaling(1.0, 3.0)(values)))
+    return L.Multiply()([values, sixth])
+
+
+IN_8_BITS: dict[str, Body] = {
+    "rescaling": lambda x: convolution(L.Rescaling(1 / 127.5, -1.0)(x)),
+    "rescaling by channel": lambda x: convolution(L.Rescaling([1.0, 2.0, 3.0], [0.1, 0, -1])(x)),
+    "normalization": lambda x: convolution(
+        L.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0])(x)
+    ),
+    "free normalization": lambda x: convolution(L.BatchNormalization()(x), activation="relu"),
+    "after a sum": lambda x: L.ReLU()(
+        L.BatchNormalization()(L.Add()([convolution(x), convolution(x)]))
+    ),
+    "after two readers": lambda x: (
+        lambda y: L.Add()([L.BatchNormalization()(y), L.BatchNormalization()(y)])
+    )(convolution(x)),
+    "after dense": lambda x: L.ReLU()(L.BatchNormalization()(L.Dense(16)(L.Flatten()(x)))),
+    "after transposed": lambda x: L.BatchNormalization()(L.Conv2DTranspose(8, 3)(x)),
+    "after concatenation": lambda x: L.ReLU()(
+        L.BatchNormalization()(L.Concatenate()([convolution(x), x]))
+    ),
+    "over time": lambda x: L.MaxPooling1D(2)(
+        L.ReLU()(L.BatchNormalization()(L.Conv1D(8, 3)(steps(x))))
+    ),
+    "over past time": lambda x: L.GlobalAveragePooling1D()(
+        L.Conv1D(8, 3, padding="causal", dilation_rate=2, activation="swish")(steps(x))
+    ),
+    "strides over time": lambda x: L.AveragePooling1D(2)(
+        L.Conv1D(8, 3, strides=2, padding="same", activation="relu", use_bias=False)(
+            L.ZeroPadding1D(1)(L.Conv1D(4, 1)(steps(x)))
+        )
+    ),
+    "depthwise over time": lambda x: L.BatchNormalization()(
+        L.DepthwiseConv1D(3, strides=2, padding="same", depth_multiplier=2)(steps(x))
+    ),
+    "separable over time": lambda x: L.GlobalMaxPooling1D()(
+        L.ReLU()(L.BatchNormalization()(L.SeparableConv1D(8, 3, strides=2)(steps(x))))
+    ),
+    "joined over time": lambda x: L.Concatenate()(
+        [L.Conv1D(4, 3, padding="same")(steps(x)), L.Conv1D(4, 1)(steps(x))]
+    ),
+    "larger over time": lambda x: L.UpSampling1D(2)(L.Conv1D(4, 3)(steps(x))),
+    "separable": lambda x: L.SeparableConv2D(8, 3, activation="gelu")(
+        L.ReLU()(L.BatchNormalization()(L.SeparableConv2D(8, 3)(x)))
+    ),
+    "gelu in a layer": lambda x: L.Dense(8, activation="gelu")(convolution(x)),
+    "swish in a layer": lambda x: convolution(x, activation="swish"),
+    "hard sigmoid": lambda x: L.Activation(hard_sigmoid)(convolution(x)),
+    "hard sigmoid of tf_keras": lambda x: convolution(x, activation="hard_sigmoid"),
+    "hard swish": lambda x: hard_swish_in_parts(L.BatchNormalization()(convolution(x))),
+    "squeeze": lambda x: gate(convolution(x, activation="swish"), "sigmoid", dense=False),
+    "squeeze, hard": lambda x: gate(convolution(x, activation="relu"), hard_sigmoid, dense=True),
+    "sum of three": lambda x: L.Add()([convolution(x), convolution(x), convolution(x)]),
+    "product of three": lambda x: L.Multiply()([convolution(x), convolution(x), convolution(x)]),
+    "average": lambda x: L.Average()([convolution(x), convolution(x), convolution(x)]),
+    "larger images": lambda x: convolution(L.UpSampling2D(2)(convolution(x, activation="relu"))),
+    "groups": lambda x: L.ReLU()(L.BatchNormalization()(convolution(convolution(x, 4), groups=2))),
+}
+
+
+@pytest.mark.parametrize("name", IN_8_BITS)
+def test_it_is_all_in_8_bits(name: str, tmp_path: Path) -> None:
+    model = of_images(IN_8_BITS[name])
+    quantized = quantize(model, Quantization(), sparse=False)
+    train(quantized.model)
+    _, floating, errors = exported(quantized.model, tmp_path)
+
+    assert quantized.left_float == {}
+    assert not floating
+    assert np.quantile(errors, 0.99) <= 2.001
+    assert quantized.model.output_names == ["quant_logits"]
+
+
+def attention(x: Any, **settings: Any) -> Any:
+    return L.MultiHeadAttention(2, 8, value_dim=6, dropout=0.1, name="attention")(x, x, **settings)
+
+
+def encoder(x: Any) -> Any:
+    x = L.LayerNormalization(name="first")(L.Add()([x, attention(x)]))
+    inner = L.Dense(16)(L.Dense(32, activation="gelu")(x))
+    return L.LayerNormalization(name="second")(L.Add()([x, L.Dropout(0.1)(inner)]))
+
+
+def embedded(words: Any, *, mask: bool = False) -> Any:
+    return L.Embedding(VOCABULARY, 16, mask_zero=mask, name="embedding")(words)
+
+
+_NORMALIZATIONS = {
+    name: "tfmot has no quantizer for LayerNormalization" for name in ("first", "second")
+}
+_MASKED = {"attention": "tfmot has no quantizer for MaskedSoftmax"}
+TEXT: dict[str, tuple[Body, dict[str, str]]] = {
+    "mean": (lambda w: L.GlobalAveragePooling1D()(embedded(w)), {}),
+    "convolution": (
+        lambda w: L.GlobalMaxPooling1D()(L.Conv1D(8, 3, activation="relu")(embedded(w))),
+        {},
+    ),
+    "attention": (lambda w: L.GlobalAveragePooling1D()(attention(embedded(w))), {}),
+    "encoder": (lambda w: L.GlobalAveragePooling1D()(encoder(embedded(w))), _NORMALIZATIONS),
+    "masked": (
+        lambda w: L.GlobalAveragePooling1D(name="mean")(encoder(embedded(w, mask=True))),
+        {**_NORMALIZATIONS, **_MASKED, "mean": "tfmot has no quantizer for MaskedMean"},
+    ),
+    "causal": (
+        lambda w: L.GlobalMaxPooling1D()(attention(embedded(w), use_causal_mask=True)),
+        _MASKED,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_texts_multiply_in_8_bits_alone(name: str, tmp_path: Path) -> None:
+    body, left_float = TEXT[name]
+    quantized = quantize(of_words(body), Quantization(), sparse=False)
+    train(quantized.model)
+    operators, floating, errors = exported(quantized.model, tmp_path)
+
+    assert quantized.left_float == left_float
+    assert not floating & {"FULLY_CONNECTED", "BATCH_MATMUL", "CONV_2D", "GATHER"}
+    assert bool(floating) == bool(left_float)
+    assert ("BATCH_MATMUL" in operators) == (name not in ("mean", "convolution"))
+    assert np.quantile(errors, 0.99) <= 3.001
+
+
+def test_padding_is_still_ignored() -> None:
+    """What stands behind the mask must not reach the output, whatever form the mask has."""
+    model = of_words(TEXT["masked"][0])
+    rewritten = rewrite(model).model
+    words = inputs_of(model, 0)
+    assert np.any(words == 0)
+    np.testing.assert_allclose(rewritten(words), model(words), rtol=1e-5, atol=1e-5)
+
+    unmasked = of_words(lambda w: L.GlobalAveragePooling1D()(encoder(embedded(w))))
+    unmasked.set_weights(model.get_weights())
+    assert np.max(np.abs(unmasked(words) - model(words))) > 0.01
+
+
+def test_a_mask_that_something_unknown_reads_stays_where_it_is() -> None:
+    model = of_words(lambda w: L.LSTM(4, name="memory")(embedded(w, mask=True)))
+    rewritten = rewrite(model).model
+    words = inputs_of(model, 0)
+    assert rewritten.get_layer("embedding").mask_zero
+    np.testing.assert_allclose(rewritten(words), model(words), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["after a sum", "after dense", "over time", "squeeze, hard"])
+def test_training_is_the_same(name: str) -> None:
+    """One step of SGD with batch statistics ends in the same weights."""
+    model = of_images(IN_8_BITS[name])
+    rewritten = rewrite(model)
+    inputs = inputs_of(model, 0)
+    for each in (model, rewritten.model):
+        with tf.GradientTape() as tape:
+            error = tf.reduce_mean(each(inputs, training=True) ** 2)
+        tf_keras.optimizers.SGD(0.01).minimize(error, each.trainable_variables, tape)
+
+    np.testing.assert_allclose(rewritten.model(inputs), model(inputs), rtol=1e-3, atol=1e-4)
+    assert len(rewritten.model.trainable_weights) == len(model.trainable_weights)
+
+
+def test_zeros_are_found_under_the_names_of_the_student() -> None:
+    def body(words: Any) -> Any:
+        hidden = L.SeparableConv1D(8, 3, name="separable")(encoder(embedded(words)))
+        return L.GlobalAveragePooling1D()(L.Conv1D(8, 3, name="convolution")(hidden))
+
+    model = of_words(body)
+    random = np.random.default_rng(0)
+    model.set_weights(
+        [
+            np.where(random.uniform(size=w.shape) < 0.5, 0, w) if w.ndim > 1 else w
+            for w in model.get_weights()
+        ]
+    )
+    quantized = quantize(model, Quantization(), sparse=True)
+    train(quantized.model)
+
+    kernels = quantized_kernels(quantized.model, quantized.carriers)
+    for name, count in kernel_zeros(model).items():
+        assert kernels[name].size == count.size, name
+        assert np.sum(kernels[name] == 0) >= count.zeros > 0, name
+
+
+def test_a_skipped_layer_stays_as_it_is() -> None:
+    model = of_images(
+        lambda x: L.BatchNormalization(name="free")(L.Rescaling(2.0, name="twice")(x))
+    )
+    names = {layer.name for layer in rewrite(model, skip=frozenset({"free", "twice"})).model.layers}
+    assert names == {layer.name for layer in model.layers}
+    assert type(rewrite(model).model.get_layer("twice")) is L.DepthwiseConv2D
+
+
+def test_a_layer_called_twice_stays_one() -> None:
+    shared = L.Conv1D(6, 3, padding="same", name="shared")
+    model = of_images(lambda x: L.ReLU()(shared(L.ReLU()(shared(steps(x))))))
+    rewritten = rewrite(model).model
+    assert len(rewritten.trainable_weights) == len(model.trainable_weights)
+
+
+def test_names_that_are_taken_are_not_taken_again() -> None:
+    model = of_images(
+        lambda x: L.ReLU(name="free/identity")(L.BatchNormalization(name="free")(L.ReLU()(x)))
+    )
+    names = [layer.name for layer in rewrite(model).model.layers]
+    assert len(names) == len(set(names))
+    assert "free/identity_" in names
+
+
+def test_a_wrong_rewrite_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(self: Any, layer: Any, value: Any) -> Any:
+        return self._affine(layer, "", value, scale=layer.scale)
+
+    model = of_images(lambda x: L.Rescaling(0.5, 1.0)(x))
+    monkeypatch.setattr(rewrites._Rewriter, "_Rescaling", wrong)
+    with pytest.raises(ConversionError, match="must equal the original to a relative error"):
+        rewrite(model)
