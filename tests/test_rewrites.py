@@ -17,6 +17,7 @@ from tfdistill.export import export_model
 from tfdistill.litert import LiteRTModel
 from tfdistill.pruning import kernel_zeros
 from tfdistill.quantization import Quantization, quantize, quantized_kernels
+from tfdistill.recurrent_rewrites import MOST_STEPS
 from tfdistill.rewrites import rewrite
 
 L = tf_keras.layers
@@ -61,10 +62,9 @@ def train(model: Any) -> None:
     inputs = tf.constant(inputs_of(model, 0))
     labels = tf.one_hot(tf.range(len(inputs)) % 5, 5)
     optimizer = tf_keras.optimizers.SGD(0.01)
-    for _ in range(3):
-        with tf.GradientTape() as tape:
-            error = tf.reduce_mean((model(inputs, training=True) - labels) ** 2)
-        optimizer.minimize(error, model.trainable_variables, tape)
+    with tf.GradientTape() as tape:
+        error = tf.reduce_mean((model(inputs, training=True) - labels) ** 2)
+    optimizer.minimize(error, model.trainable_variables, tape)
 
 
 def exported(model: Any, folder: Path) -> tuple[set[str], set[str], np.ndarray]:
@@ -189,6 +189,7 @@ _NORMALIZATIONS = {
     name: "tfmot has no quantizer for LayerNormalization" for name in ("first", "second")
 }
 _MASKED = {"attention": "tfmot has no quantizer for MaskedSoftmax"}
+_GATES = {"memory": "its gates compute in float; its products are in 8 bits"}
 TEXT: dict[str, tuple[Body, dict[str, str]]] = {
     "mean": (lambda w: L.GlobalAveragePooling1D()(embedded(w)), {}),
     "convolution": (
@@ -200,6 +201,14 @@ TEXT: dict[str, tuple[Body, dict[str, str]]] = {
     "masked": (
         lambda w: L.GlobalAveragePooling1D(name="mean")(encoder(embedded(w, mask=True))),
         {**_NORMALIZATIONS, **_MASKED, "mean": "tfmot has no quantizer for MaskedMean"},
+    ),
+    "LSTM": (lambda w: L.LSTM(8, name="memory")(embedded(w)), _GATES),
+    "GRU": (lambda w: L.GRU(8, go_backwards=True, name="memory")(embedded(w)), _GATES),
+    "simple": (
+        lambda w: L.GlobalMaxPooling1D()(
+            L.SimpleRNN(8, return_sequences=True, name="memory")(embedded(w))
+        ),
+        _GATES,
     ),
     "causal": (
         lambda w: L.GlobalMaxPooling1D()(attention(embedded(w), use_causal_mask=True)),
@@ -218,7 +227,7 @@ def test_texts_multiply_in_8_bits_alone(name: str, tmp_path: Path) -> None:
     assert quantized.left_float == left_float
     assert not floating & {"FULLY_CONNECTED", "BATCH_MATMUL", "CONV_2D", "GATHER"}
     assert bool(floating) == bool(left_float)
-    assert ("BATCH_MATMUL" in operators) == (name not in ("mean", "convolution"))
+    assert ("BATCH_MATMUL" in operators) == (name in ("attention", "encoder", "masked", "causal"))
     assert np.quantile(errors, 0.99) <= 3.001
 
 
@@ -294,6 +303,16 @@ def test_a_layer_called_twice_stays_one() -> None:
     model = of_images(lambda x: L.ReLU()(shared(L.ReLU()(shared(steps(x))))))
     rewritten = rewrite(model).model
     assert len(rewritten.trainable_weights) == len(model.trainable_weights)
+
+
+def test_long_sequences_stay_loops() -> None:
+    def body(image: Any) -> Any:
+        steps = L.Reshape((MOST_STEPS + 8, 2))(L.Dense(24)(L.Reshape((6, 32))(image)))
+        return L.LSTM(4, name="memory")(steps)
+
+    kinds = {type(layer) for layer in rewrite(of_images(body)).model.layers}
+    assert MOST_STEPS + 8 == 72
+    assert L.LSTM in kinds
 
 
 def test_names_that_are_taken_are_not_taken_again() -> None:

@@ -43,12 +43,14 @@ _ACTIVATIONS = (  # that tfmot quantizes inside a layer
 )
 # tfmot refuses these although fake-quantizing their output is all they need.
 _OUTPUT_ONLY = (
-    *("LeakyReLU", "MatMul", "Maximum", "Minimum", "Multiply", "PReLU", "Subtract"),
+    *("Hidden", "LeakyReLU", "MatMul", "Maximum", "Minimum", "Multiply", "PReLU", "Subtract"),
     *("UpSampling2D", "ZeroPadding2D"),
 )
 _OUTPUT_ONLY_ACTIVATIONS = ("gelu", "hard_silu", "leaky_relu", "silu", "swish")
 # What gives on values as they come; in training `StochasticDepth` leaves some out.
-_NO_ARITHMETIC = ("NotZero", "StochasticDepth")
+_NO_ARITHMETIC = ("NotZero", "Sequence", "Step", "StochasticDepth", "Zeros")
+_GATES = ("GRUGates", "LSTMCell", "LSTMGates", "SimpleGates")
+_OF_GATES = "its gates compute in float; its products are in 8 bits"
 _MOVING = ("ExpandDims", "Flip", "GetItem", "Reshape", "Squeeze", "Transpose")
 _RECURRENT = (tf_keras.layers.RNN, tf_keras.layers.Bidirectional)
 
@@ -154,6 +156,9 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
             return config
         if _supports(known, layer):
             return known.get_quantize_config(layer)
+        if kind in _GATES:
+            self.left_float[layer.name] = _OF_GATES
+            return FloatConfig(layer, quantize_output=False, keep_zeros=False)
         if kind in _NO_ARITHMETIC or _moves_values(layer):
             return FloatConfig(layer, quantize_output=False, keep_zeros=False)
         if kind not in _OUTPUT_ONLY and _activation(layer) not in _OUTPUT_ONLY_ACTIVATIONS:
@@ -330,6 +335,7 @@ def _can_be_wrapped(layer: Any) -> bool:
     return all(
         len(node.call_args) == 1
         and not node.call_kwargs
+        and not isinstance(node.outputs, list | tuple | dict)
         and tf_keras.backend.is_keras_tensor(node.outputs)
         and node.outputs.dtype.is_floating
         and not any(getattr(each, "_keras_mask", None) is not None for each in node.keras_inputs)

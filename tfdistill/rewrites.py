@@ -29,6 +29,7 @@ from tfdistill.config_values import hard_sigmoid, hard_silu
 from tfdistill.equality import check_outputs
 from tfdistill.model_graphs import graph_or_raise
 from tfdistill.operations import TF_OPERATIONS, from_tf, layer_of
+from tfdistill.recurrent_rewrites import can_be_written_out, written_out
 from tfdistill.rewriting import GraphBuilder, Image, has_channels, image_of, like, shape_of
 
 _layers = tf_keras.layers
@@ -419,6 +420,14 @@ class _Rewriter:
             causal=bool(call.get("use_causal_mask")),
             scale=lambda *given: self.graph.tensor(layer, self._affine(*given[:3], scale=given[3])),
         )
+
+    def _LSTM(self, layer: Any, value: Any) -> Any:  # noqa: N802
+        tensor = self.graph.tensor(layer, value)
+        if self._masks.of(value) is not None or not can_be_written_out(layer, tensor):
+            return None
+        return written_out(self.graph, layer, tensor)
+
+    _GRU = _SimpleRNN = _LSTM
 
     # Convolutions over time, and those in two parts
 
