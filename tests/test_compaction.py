@@ -71,10 +71,12 @@ def test_names_are_short_and_nothing_else_changes(format: str) -> None:
     assert len(set(found)) == len(found)
     assert found[0] == "image"
     assert "scores" in found
+    # Before it is quantized, such a layer is split in two.
+    second = "separable/depthwise/weights" if format == "trained int8" else "separable/weights_1"
     assert {weight.name for weight in after.inspection.weights} == {
         "first/weights",
         "separable/weights",
-        "separable/weights_1",
+        second,
         "depthwise/weights",
         "scores/weights",
     }
@@ -154,6 +156,11 @@ def test_the_layer_with_the_kernel_is_named() -> None:
     quantized = quantize(network(False), Quantization(), sparse=False).model
     assert layer_of("student/quant_flat/Reshape;student/quant_sum/FakeQuant", quantized) == "flat"
     assert layer_of("first/weights", quantized) == "first"
+    image = LAYERS.Input([4, 4, 2])
+    free = tf_keras.Model(image, LAYERS.BatchNormalization(name="free")(LAYERS.ReLU()(image)))
+    quantized = quantize(free, Quantization(), sparse=False).model
+    assert layer_of("student/quant_free/identity/depthwise", quantized) == "free/identity"
+    assert layer_of("student/quant_free/FusedBatchNormV3", quantized) == "free"
 
 
 def test_what_lies_behind_the_flatbuffer_is_brought_in() -> None:

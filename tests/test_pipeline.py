@@ -272,6 +272,7 @@ def test_changed_data_are_trained_on_and_certified_anew(
     assert run((images[::-1] * 1.0, labels), test, "fresh")[0] == other_train
 
 
+@pytest.mark.slow
 def test_leaving_the_baseline_out_changes_nothing_else(
     teacher: Any, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
@@ -290,6 +291,7 @@ def test_leaving_the_baseline_out_changes_nothing_else(
     assert written[0] == written[1]
 
 
+@pytest.mark.slow
 def test_projections_of_feature_losses_go_on_in_the_next_stage(
     teacher: Any, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:

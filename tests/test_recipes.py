@@ -172,6 +172,7 @@ def test_so_does_the_demo(
     assert as_a_command == ["terminal.quiet_tensorflow", "host.reuse_memory"]
 
 
+@pytest.mark.slow
 def test_the_demo_ends_in_the_same_bits_with_a_teacher_of_an_earlier_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

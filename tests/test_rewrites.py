@@ -158,7 +158,18 @@ IN_8_BITS: dict[str, Body] = {
 }
 
 
-@pytest.mark.parametrize("name", IN_8_BITS)
+# The quick tests leave out what is much like another.
+_ALIKE = (
+    *("rescaling by channel", "after concatenation", "strides over time", "joined over time"),
+    *("larger over time", "product of three", "groups", "larger images", "squeeze"),
+    *("hard sigmoid of tf_keras", "depthwise over time"),
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in _ALIKE else []) for name in IN_8_BITS],
+)
 def test_it_is_all_in_8_bits(name: str, tmp_path: Path) -> None:
     model = of_images(IN_8_BITS[name])
     quantized = quantize(model, Quantization(), sparse=False)

@@ -302,8 +302,13 @@ def layer_of(name: str, model: Any) -> str:
         for each in model.layers
         if type(each).__name__ != _INPUT_QUANTIZER
     }
-    parts = [part.removeprefix(FAKE_QUANTIZED) for part in re.split(r"[/;:]", name)]
-    found = [part for part in parts if part in layers]
+    found = []
+    for path in re.split("[;:]", name):
+        parts = [part.removeprefix(FAKE_QUANTIZED) for part in path.split("/")]
+        # The parts of a rewritten layer are called "layer/part".
+        pairs = ("/".join(parts[place : place + 2]) for place in range(len(parts)))
+        for part, pair in zip(parts, pairs, strict=True):
+            found += [each for each in (pair, part) if each in layers][:1]
     kernels = [part for part in found if any(len(w.shape) > 1 for w in layers[part].weights)]
     return next(iter(kernels or found), "?")
 
