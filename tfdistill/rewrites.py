@@ -25,10 +25,10 @@ from tfdistill.attention_rewrites import (
     can_be_rewritten,
     rewritten_attention,
 )
-from tfdistill.config_values import hard_sigmoid, hard_silu
+from tfdistill.config_values import hard_sigmoid
 from tfdistill.equality import check_outputs
 from tfdistill.model_graphs import graph_or_raise
-from tfdistill.operations import TF_OPERATIONS, from_tf, layer_of
+from tfdistill.operation_rewrites import activation_of, with_layers
 from tfdistill.recurrent_rewrites import can_be_written_out, written_out
 from tfdistill.rewriting import GraphBuilder, Image, has_channels, image_of, like, shape_of
 
@@ -73,95 +73,12 @@ def rewrite(model: Any, *, skip: frozenset[str] = frozenset()) -> Rewritten:
     Raises:
         ConversionError: The rewritten model does not compute the same: a defect.
     """
-    of_layers, names = _with_layers(model, skip)
+    of_layers, names = with_layers(model, skip)
     rewriter = _Rewriter(of_layers, skip)
     rewritten = rewriter.graph.build(rewriter.call)
     check_outputs(model, rewritten)
     origins = {part: names[origin] for part, origin in rewriter.graph.origins.items()}
     return Rewritten(rewritten, origins, rewriter.graph.carriers)
-
-
-# --- operations, and activations written as several layers ---------------------------------
-
-
-def _with_layers(model: Any, skip: frozenset[str]) -> tuple[Any, Mapping[str, str]]:
-    """Puts layers in place of TensorFlow's operations, and finds MobileNetV3's activations.
-
-    They are written as relu6(x + 3) / 6, and x times that. Also returns the names of the layers
-    that those of the new model came from.
-    """
-    graph = GraphBuilder(model)
-
-    def call(layer: Any, node: Any, args: Any, kwargs: Any) -> Any:
-        if isinstance(layer, TF_OPERATIONS):
-            operation = from_tf(layer.symbol, args, kwargs)
-            named = operation and layer_of(operation, node.outputs, layer.name)
-            if operation is None or named is None:
-                return graph.clone(layer)(*args, **kwargs)
-            layer, kwargs = graph.part(layer, "", lambda _: named), {}
-            args = [operation.tensors if len(operation.tensors) > 1 else operation.tensors[0]]
-            fused = _fused(graph, layer, args[0])
-            return layer(args[0]) if fused is None else fused
-        fused = None if layer.name in skip or kwargs else _fused(graph, layer, *args)
-        return graph.clone(layer)(*args, **kwargs) if fused is None else fused
-
-    return graph.build(call), graph.origins
-
-
-def _fused(graph: GraphBuilder, layer: Any, values: Any, *more: Any) -> Any:
-    """The activation that ends with a layer, None where there is none."""
-    if more:
-        return None
-    if isinstance(layer, _layers.Rescaling):
-        source = _relu6_of_x_plus_3(layer, values)
-        if source is not None:
-            return graph.part(
-                layer, "hard_sigmoid", lambda n: _layers.Activation(hard_sigmoid, name=n)
-            )(source)
-    if isinstance(layer, _layers.Multiply) and len(values) == 2:
-        for x, gate in (values, values[::-1]):
-            made = gate._keras_history.layer
-            if _activation_of(made) == "hard_sigmoid" and _only_input(made) is x:
-                return graph.part(
-                    layer, "hard_silu", lambda n: _layers.Activation(hard_silu, name=n)
-                )(x)
-    return None
-
-
-def _relu6_of_x_plus_3(sixth: Any, tensor: Any) -> Any:
-    """The x of `relu6(x + 3) / 6`, None where `sixth` is something else."""
-    relu6 = tensor._keras_history.layer
-    if not _is_scalar(sixth.scale, 1 / 6) or not _is_scalar(sixth.offset, 0.0):
-        return None
-    if _activation_of(relu6) != "relu6":
-        return None
-    source = _only_input(relu6)
-    plus = None if source is None else source._keras_history.layer
-    if not isinstance(plus, _layers.Rescaling) or not _is_scalar(plus.offset, 3.0):
-        return None
-    return _only_input(plus) if _is_scalar(plus.scale, 1.0) else None
-
-
-def _only_input(layer: Any) -> Any:
-    """What a layer reads, None where it is called more than once."""
-    return layer.input if len(layer._inbound_nodes) == 1 else None
-
-
-def _is_scalar(value: Any, expected: float) -> bool:
-    return bool(np.ndim(value) == 0 and abs(float(value) - expected) < 1e-6)
-
-
-def _activation_of(layer: Any) -> str:
-    """The activation function that a layer is or ends in; "relu6" also for a ReLU up to 6."""
-    if type(layer) is _layers.ReLU:
-        plain = not float(layer.negative_slope) and not float(layer.threshold)
-        limit = None if layer.max_value is None else float(layer.max_value)
-        return {None: "relu", 6.0: "relu6"}.get(limit, "") if plain else ""
-    activation = getattr(layer, "activation", None)
-    return getattr(activation, "__name__", type(activation).__name__)
-
-
-# --- layers that LiteRT does not know ------------------------------------------------------
 
 
 class _Rewriter:
@@ -234,14 +151,14 @@ class _Rewriter:
     _DepthwiseConv2D = _Conv2DTranspose = _Dense = _Conv2D
 
     def _without_activation(self, layer: Any, value: Any) -> Any:
-        if _activation_of(layer) in _FUSED_ACTIVATIONS:
+        if activation_of(layer) in _FUSED_ACTIVATIONS:
             return None
         kernel = self.graph.clone(layer, activation=tf_keras.activations.linear)
         return self._activated(layer, kernel(self.graph.tensor(layer, value)))
 
     def _activated(self, layer: Any, tensor: Any) -> Any:
         """The layer's own activation, as a layer."""
-        if _activation_of(layer) == "linear":
+        if activation_of(layer) == "linear":
             return tensor
         activation = self.graph.part(
             layer, "activation", lambda n: _layers.Activation(layer.activation, name=n)
@@ -336,7 +253,7 @@ class _Rewriter:
         return (
             type(before) in convolutions
             and before.name not in self._skip
-            and _activation_of(before) == "linear"
+            and activation_of(before) == "linear"
             and self._readers[before.name] == 1
             and len(self._calls[before.name]) == 1
         )
@@ -511,7 +428,7 @@ class _Rewriter:
                 layer.filters,
                 1,
                 use_bias=layer.use_bias,
-                activation="relu" if _activation_of(layer) == "relu" else None,
+                activation="relu" if activation_of(layer) == "relu" else None,
                 kernel_regularizer=layer.pointwise_regularizer,
                 kernel_constraint=layer.pointwise_constraint,
                 bias_regularizer=layer.bias_regularizer,
@@ -520,7 +437,7 @@ class _Rewriter:
             )
 
         mixed = self.graph.part(layer, "", make, weights)(image_of(apart))
-        if _activation_of(layer) not in _FUSED_ACTIVATIONS:
+        if activation_of(layer) not in _FUSED_ACTIVATIONS:
             mixed = self._activated(layer, mixed)
         return like(apart, mixed)
 
@@ -544,12 +461,12 @@ class _Rewriter:
                 layer, "past", lambda n: _layers.ZeroPadding2D(((before, 0), (0, 0)), name=n)
             )
             image, padding = pad(image), "valid"
-        fused = _activation_of(layer) in _FUSED_ACTIVATIONS and not part
+        fused = activation_of(layer) in _FUSED_ACTIVATIONS and not part
         common = {
             "strides": (layer.strides[0], 1),
             "padding": padding,
             "dilation_rate": (dilation, dilation if layer.strides[0] == 1 else 1),
-            "activation": _activation_of(layer) if fused else None,
+            "activation": activation_of(layer) if fused else None,
             "use_bias": layer.use_bias,
             "kernel_regularizer": getattr(layer, "kernel_regularizer", None),
             "kernel_constraint": getattr(layer, "kernel_constraint", None),
@@ -630,7 +547,7 @@ def _axis(layer: Any) -> int:
 
 def _per_channel(layer: Any) -> bool:
     """Whether what a pointwise layer does is the same on an image."""
-    if isinstance(layer, _layers.Softmax) or _activation_of(layer) == "softmax":
+    if isinstance(layer, _layers.Softmax) or activation_of(layer) == "softmax":
         return getattr(layer, "axis", -1) == -1
     if isinstance(layer, _layers.Dropout):
         return layer.noise_shape is None
