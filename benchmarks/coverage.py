@@ -179,8 +179,8 @@ def measure(name: str) -> dict[str, Any] | None:
     import tfdistill as td
     from tfdistill._keras import tfmot
     from tfdistill.export import export_model
-    from tfdistill.litert import LiteRTModel
-    from tfdistill.operator_costs import integer_share, multiply_accumulates
+    from tfdistill.litert.operator_costs import integer_share, multiply_accumulates
+    from tfdistill.litert.runtime import LiteRTModel
     from tfdistill.pruning import plan_pruning, require_sparsity, strip, wrap_for_pruning
     from tfdistill.quantization import quantize
 

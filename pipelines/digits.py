@@ -77,7 +77,7 @@ def digits(
     import keras
 
     import tfdistill as td
-    from tfdistill.run import RunDirectory
+    from tfdistill.runs.run import RunDirectory
 
     run_dir = Path(run_dir)
     check_seed("seed", seed)

@@ -108,7 +108,7 @@ def image_classification(
     import keras
 
     import tfdistill as td
-    from tfdistill.run import RunDirectory
+    from tfdistill.runs.run import RunDirectory
 
     run_dir = Path(run_dir or Path("saved_models") / dataset.replace("/", "-"))
     check_seed("seed", pipeline.seed)

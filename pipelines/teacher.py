@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfdistill.errors import RunDirectoryError, SettingError
-from tfdistill.files import reading_and_writing, write_json
+from tfdistill.runs.files import reading_and_writing, write_json
 from tfdistill.settings import check_training, settings, whole_number
 
 

@@ -16,11 +16,11 @@ from tfdistill._keras import tf, tf_keras
 from tfdistill.artifacts import check_artifact_paths, make_artifacts
 from tfdistill.errors import DataError, RunDirectoryError
 from tfdistill.evaluation import Evaluation
+from tfdistill.litert.sidecar import sidecar_path
 from tfdistill.pruning import prunable_weights
 from tfdistill.quantization import Quantization, quantize
-from tfdistill.records import sha256_of
-from tfdistill.run import RunDirectory
-from tfdistill.sidecar import sidecar_path
+from tfdistill.runs.records import sha256_of
+from tfdistill.runs.run import RunDirectory
 from tfdistill.stages import Student
 from tfdistill.summary import Finished, summarise_run
 from tfdistill.terminal import Terminal

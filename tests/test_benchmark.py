@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfdistill import benchmark as module
 from tfdistill._keras import tf, tf_keras
-from tfdistill.benchmark import benchmark
-from tfdistill.conversion import convert
 from tfdistill.errors import ModelError, SettingError
+from tfdistill.export.conversion import convert
 from tfdistill.host import processor
+from tfdistill.inspection import benchmark as module
+from tfdistill.inspection.benchmark import benchmark
 
 
 def written(path: Path, units: int) -> Path:

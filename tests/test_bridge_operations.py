@@ -12,8 +12,8 @@ from crossings import IMAGE, VECTOR, assert_close, assert_same_outputs, inputs_o
 
 from tfdistill import bridge
 from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.bridge.operations import TF_OPERATIONS, from_tf, layer_of
 from tfdistill.errors import ConversionError
-from tfdistill.operations import TF_OPERATIONS, from_tf, layer_of
 
 layers = keras.layers
 ops = keras.ops

@@ -21,8 +21,8 @@ from test_bridge_layers import CASES
 
 from tfdistill import bridge
 from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.bridge.layer_table import LAYERS
 from tfdistill.errors import ConversionError
-from tfdistill.layer_table import LAYERS
 
 layers = keras.layers
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -17,10 +17,11 @@ from crossings import (
     randomize,
 )
 
-from tfdistill import bridge, config_values, counterparts
+from tfdistill import bridge
 from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.bridge import config_values, counterparts
+from tfdistill.bridge.layer_table import LAYERS, LayerAdapter
 from tfdistill.errors import ConversionError, SettingError
-from tfdistill.layer_table import LAYERS, LayerAdapter
 
 layers = keras.layers
 Build = Callable[[], Any]

@@ -315,7 +315,7 @@ def test_report_as_json_from_another_folder(
 def test_report_of_an_unfinished_run_says_how_far_it_came(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tfdistill.run import RunDirectory
+    from tfdistill.runs.run import RunDirectory
 
     with RunDirectory(tmp_path / "run", terminal_note=print) as run:
         run.stage("distillation", "a").commit({"kernel": np.ones(3)}, {}, {})

@@ -1,4 +1,4 @@
-"""Short names and aligned data in LiteRT files: `tfdistill.compaction`."""
+"""Short names and aligned data in LiteRT files: `tfdistill.litert.compaction`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from tfdistill._keras import tf, tf_keras
-from tfdistill.compaction import compact
-from tfdistill.conversion import convert
-from tfdistill.flatbuffer import inspect_content, layer_of
-from tfdistill.litert import LiteRTModel
+from tfdistill.export.conversion import convert
+from tfdistill.litert.compaction import compact
+from tfdistill.litert.flatbuffer import inspect_content, layer_of
+from tfdistill.litert.runtime import LiteRTModel
 from tfdistill.quantization import Quantization, quantize
 
 LAYERS = tf_keras.layers

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfdistill._keras import keras, tf, tf_keras
-from tfdistill.compile_objects import (
+from tfdistill.bridge.compile_objects import (
     to_tf_keras_loss,
     to_tf_keras_metric,
     to_tf_keras_optimizer,

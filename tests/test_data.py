@@ -14,17 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfdistill import data_summary as data_summary_module
-from tfdistill import prepared
 from tfdistill._keras import tf
-from tfdistill.data import (
-    Dataset,
-    RandomShiftAndFlip,
-    as_batches,
-    load_dataset,
-    skip_epochs,
-    summarise,
-)
+from tfdistill.data import Dataset, RandomShiftAndFlip, load_dataset, prepared
+from tfdistill.data import summary as data_summary_module
+from tfdistill.data.datasets import as_batches, skip_epochs, summarise
 from tfdistill.errors import DataError, SettingError
 
 SIDE = 6
@@ -383,7 +376,7 @@ def test_images_are_shuffled_as_they_are_stored(
     tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A buffer of decoded images would hold 4 bytes a pixel; that of records holds strings."""
-    from tfdistill import data as data_module
+    from tfdistill.data import datasets as data_module
 
     seen = []
 

@@ -1,4 +1,4 @@
-"""Writing LiteRT files: `tfdistill.export`, `tfdistill.conversion` and `tfdistill.sidecar`."""
+"""Writing artifacts: `tfdistill.export` and `tfdistill.litert.sidecar`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfdistill import files
 from tfdistill._keras import keras, tf, tf_keras, tfmot
-from tfdistill.conversion import check_loads, convert, random_examples
 from tfdistill.errors import DataError, ExportError, ModelError, RunDirectoryError, SettingError
-from tfdistill.export import (
-    FORMATS,
-    Export,
-    Limits,
-    Normalisation,
-    check_before_training,
-    export_model,
-)
-from tfdistill.flatbuffer import inspect_file
-from tfdistill.litert import LiteRTModel
-from tfdistill.sidecar import check_artifact_path, read_sidecar, sidecar_path
+from tfdistill.export import Export, Limits, Normalisation, export_model
+from tfdistill.export.conversion import check_loads, convert, random_examples
+from tfdistill.export.exported import FORMATS, check_before_training
+from tfdistill.litert.flatbuffer import inspect_file
+from tfdistill.litert.runtime import LiteRTModel
+from tfdistill.litert.sidecar import check_artifact_path, read_sidecar, sidecar_path
+from tfdistill.runs import files
 
 LAYERS = tf_keras.layers
 

@@ -13,11 +13,11 @@ import pytest
 
 import tfdistill as td
 from tfdistill._keras import keras, tf, tf_keras, tfmot
-from tfdistill.conversion import convert, random_examples
 from tfdistill.errors import ModelError, SettingError
-from tfdistill.file_inspection import FileInspection, open_axes
-from tfdistill.findings import Finding, Inspection
-from tfdistill.model_inspection import ModelInspection
+from tfdistill.export.conversion import convert, random_examples
+from tfdistill.inspection.files import FileInspection, open_axes
+from tfdistill.inspection.findings import Finding, Inspection
+from tfdistill.inspection.models import ModelInspection
 from tfdistill.pruning import Pruning
 from tfdistill.quantization import Quantization
 
@@ -337,7 +337,7 @@ def test_failure_that_no_stage_expected_is_gathered(monkeypatch: pytest.MonkeyPa
     def fail(*_: Any, **__: Any) -> None:
         raise KeyError("what a library comes up with")
 
-    monkeypatch.setattr("tfdistill.model_inspection.quantize", fail)
+    monkeypatch.setattr("tfdistill.inspection.models.quantize", fail)
     found = inspect(dense(), quantization=Quantization())
     assert "KeyError: 'what a library comes up with'" in finding(found, "quantization").message
     assert found.status == "fail"

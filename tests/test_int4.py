@@ -1,4 +1,4 @@
-"""Weights in 4 bits: `tfdistill.int4`, and what certificates and reports say of them."""
+"""Weights in 4 bits: `tfdistill.litert.int4`, and what certificates and reports say of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import tfdistill as td
 from tfdistill._keras import tf_keras
 from tfdistill.certificate import certify
 from tfdistill.errors import ExportError, SettingError
-from tfdistill.export import check_before_training, export_model
-from tfdistill.flatbuffer import inspect_content
+from tfdistill.export import export_model
+from tfdistill.export.exported import check_before_training
+from tfdistill.litert.flatbuffer import inspect_content
 from tfdistill.report import Row, advice
 
 LAYERS = tf_keras.layers

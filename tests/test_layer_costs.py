@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tfdistill._keras import keras, tf, tf_keras
-from tfdistill.conversion import convert, random_examples
 from tfdistill.errors import ConversionError, ModelError
-from tfdistill.layer_costs import layer_costs
-from tfdistill.operator_costs import integer_share, multiply_accumulates, total
+from tfdistill.export.conversion import convert, random_examples
+from tfdistill.inspection.layer_costs import layer_costs
+from tfdistill.litert.operator_costs import integer_share, multiply_accumulates, total
 
 LIBRARIES = pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
 Layer = Callable[[Any], Any]

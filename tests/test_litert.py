@@ -1,4 +1,4 @@
-"""Running and reading LiteRT files: `tfdistill.litert` and `tfdistill.flatbuffer`."""
+"""Running and reading LiteRT files: `tfdistill.litert` `.runtime` and `.flatbuffer`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from tfdistill._keras import tf_keras
-from tfdistill.conversion import calibration_examples, convert
 from tfdistill.errors import DataError, ModelError
-from tfdistill.flatbuffer import inspect_file
+from tfdistill.export.conversion import calibration_examples, convert
 from tfdistill.host import standard_error_held_back
-from tfdistill.litert import LiteRTModel, inputs_by_name, measure_latency, signature_names
+from tfdistill.litert.flatbuffer import inspect_file
+from tfdistill.litert.runtime import LiteRTModel, inputs_by_name, measure_latency, signature_names
 
 LAYERS = tf_keras.layers
 

@@ -15,8 +15,8 @@ import pytest
 
 from tfdistill import bridge
 from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.bridge.loading import load_model
 from tfdistill.errors import ModelError
-from tfdistill.loading import load_model
 
 # Keras 3 saves and loads variables through NumPy's older protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -1,4 +1,4 @@
-"""Labels and normalisation in LiteRT files: `tfdistill.metadata`."""
+"""Labels and normalisation in LiteRT files: `tfdistill.litert.metadata`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ai_edge_litert import schema_py_generated as schema
 import tfdistill as td
 from tfdistill._keras import tf_keras
 from tfdistill.certificate import certify
-from tfdistill.conversion import convert
 from tfdistill.errors import ModelError
 from tfdistill.export import export_model
-from tfdistill.flatbuffer import inspect_content
-from tfdistill.litert import LiteRTModel
-from tfdistill.metadata import metadata_entries
-from tfdistill.sidecar import describe_interface
+from tfdistill.export.conversion import convert
+from tfdistill.litert.flatbuffer import inspect_content
+from tfdistill.litert.metadata import metadata_entries
+from tfdistill.litert.runtime import LiteRTModel
+from tfdistill.litert.sidecar import describe_interface
 
 LAYERS = tf_keras.layers
 _LABELS = ("T-shirt", "Hose", "Pullover, über")

@@ -14,7 +14,7 @@ from tfdistill._keras import tf, tf_keras, tfmot
 from tfdistill.distiller import Distiller
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.export import ExportedModel, export_model
-from tfdistill.litert import LiteRTModel
+from tfdistill.litert.runtime import LiteRTModel
 from tfdistill.losses import SoftTargets
 from tfdistill.pruning import kernel_zeros
 from tfdistill.quantization import Quantization, QuantizedModel, quantize, quantized_kernels

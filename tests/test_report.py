@@ -386,7 +386,7 @@ def test_the_users_matplotlib_is_left_alone_and_not_asked() -> None:
 
 def certificate(**changes: Any) -> dict[str, Any]:
     from tfdistill.certificate import Certificate, Latency, Limits, OutputError, WorstExample
-    from tfdistill.flatbuffer import Operator
+    from tfdistill.litert.flatbuffer import Operator
 
     values: dict[str, Any] = {
         "artifact": "student_int8.tflite",
@@ -478,8 +478,8 @@ def test_the_snippet_runs_the_artifact(
 ) -> None:
     """The lines on the page, executed, do what the model does on raw pixels."""
     from tfdistill._keras import tf
-    from tfdistill.flatbuffer import inspect_file
-    from tfdistill.sidecar import describe_interface
+    from tfdistill.litert.flatbuffer import inspect_file
+    from tfdistill.litert.sidecar import describe_interface
 
     images, labels = digits
     flat = images.reshape(len(images), 64)

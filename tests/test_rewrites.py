@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfdistill import rewrites
 from tfdistill._keras import tf, tf_keras
-from tfdistill.config_values import hard_sigmoid
+from tfdistill.bridge.config_values import hard_sigmoid
 from tfdistill.errors import ConversionError
 from tfdistill.export import export_model
-from tfdistill.litert import LiteRTModel
+from tfdistill.litert.runtime import LiteRTModel
 from tfdistill.pruning import kernel_zeros
 from tfdistill.quantization import Quantization, quantize, quantized_kernels
-from tfdistill.recurrent_rewrites import MOST_STEPS
 from tfdistill.rewrites import rewrite
+from tfdistill.rewrites import rewriter as rewrites
+from tfdistill.rewrites.recurrent import MOST_STEPS
 
 L = tf_keras.layers
 IMAGE, WORDS, VOCABULARY = (8, 8, 3), 12, 50

@@ -28,9 +28,9 @@ import pytest
 from hypothesis import strategies as st
 
 import tfdistill
-from tfdistill import files, records
 from tfdistill.errors import RunDirectoryError, SettingError
-from tfdistill.run import RunDirectory, Stage, fingerprint
+from tfdistill.runs import files, records
+from tfdistill.runs.run import RunDirectory, Stage, fingerprint
 
 ARRAYS: dict[str, npt.ArrayLike] = {
     "dense/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -368,7 +368,7 @@ def test_a_damaged_run_json_is_named_and_the_stages_stay(
 
 _STORY = """
     import numpy as np
-    from tfdistill.run import RunDirectory
+    from tfdistill.runs.run import RunDirectory
 
     def arrays(value):
         return {"w": np.full(4, value), "step": np.int64(value)}
@@ -514,7 +514,7 @@ def test_killed_at_each_call_to_the_file_system(path_in_memory: Path) -> None:
 _ENDLESS = """
     import itertools
     import numpy as np
-    from tfdistill.run import RunDirectory
+    from tfdistill.runs.run import RunDirectory
 
     with RunDirectory(sys.argv[1], required_bytes=1000) as run:
         stage = run.stage("distillation", "f")
@@ -560,7 +560,7 @@ def test_killed_at_random_moments_again_and_again(tmp_path: Path) -> None:
 
 _HOLDER = """
     import os, time
-    from tfdistill.run import RunDirectory
+    from tfdistill.runs.run import RunDirectory
     with RunDirectory(sys.argv[1], required_bytes=1000):
         print(os.getpid(), flush=True)
         time.sleep(60)
@@ -972,7 +972,7 @@ def test_what_must_share_a_fingerprint() -> None:
 def test_fingerprints_are_the_same_in_every_process() -> None:
     code = """
         import numpy as np
-        from tfdistill.run import fingerprint
+        from tfdistill.runs.run import fingerprint
         print(fingerprint({"b": 1, "a": [0.1, "é", None]}, np.arange(3, dtype="<i8")))
     """
     seen = {

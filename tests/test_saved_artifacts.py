@@ -1,4 +1,4 @@
-"""SavedModel folders and Keras files: `tfdistill.saved_artifacts`."""
+"""SavedModel folders and Keras files: `tfdistill.export.saved_artifacts`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import tfdistill as td
-from tfdistill import files
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.certificate import certify
 from tfdistill.errors import (
@@ -23,11 +22,13 @@ from tfdistill.errors import (
     RunDirectoryError,
     SettingError,
 )
-from tfdistill.export import check_before_training, export_model
+from tfdistill.export import export_model
+from tfdistill.export.exported import check_before_training
+from tfdistill.export.saved_artifacts import open_artifact
+from tfdistill.litert.sidecar import read_sidecar
 from tfdistill.page import snippet
-from tfdistill.records import sha256_of
-from tfdistill.saved_artifacts import open_artifact
-from tfdistill.sidecar import read_sidecar
+from tfdistill.runs import files
+from tfdistill.runs.records import sha256_of
 
 LAYERS = tf_keras.layers
 _LABELS = tuple(f"digit {label}" for label in range(10))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import tfdistill as td
-from tfdistill.files import to_json
-from tfdistill.fingerprint import fingerprint
+from tfdistill.runs.files import to_json
+from tfdistill.runs.fingerprint import fingerprint
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tfdistill._keras import tf_keras
-from tfdistill.conversion import random_examples
 from tfdistill.export import Export, export_model
+from tfdistill.export.conversion import random_examples
+from tfdistill.inspection.sizes import predict_sizes
 from tfdistill.pruning import Pruning, copy_model, plan_pruning, prunable_weights
-from tfdistill.sizes import predict_sizes
 
 SPARSITY = 0.75
 FORMATS = ("float32", "float16", "dynamic_int8", "int8", "int16x8")
@@ -99,7 +99,7 @@ def test_prediction_is_close_to_the_real_artifacts(make: Any, tmp_path: Path) ->
 def test_artifact_of_more_than_the_sample_is_predicted_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tfdistill.sizes._SAMPLE", 2**13)
+    monkeypatch.setattr("tfdistill.inspection.sizes._SAMPLE", 2**13)
     model = trained(plain())
     predicted = predict_sizes(model, sparsity=SPARSITY, pruned=())
     raw, gzipped = real(model, "int8", tmp_path / "int8.tflite")

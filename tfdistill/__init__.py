@@ -26,14 +26,13 @@ from tfdistill.errors import (
 
 if TYPE_CHECKING:  # for type checkers and editors; _LAZY says the same to Python
     from tfdistill import bridge, losses, teachers
-    from tfdistill.bridge import to_keras3, to_tf_keras
+    from tfdistill.bridge import load_model, to_keras3, to_tf_keras
     from tfdistill.certificate import certify
     from tfdistill.data import RandomShiftAndFlip, load_dataset
     from tfdistill.distiller import Distiller
     from tfdistill.export import Export, Limits, Normalisation
     from tfdistill.inspection import inspect
-    from tfdistill.loading import load_model
-    from tfdistill.metadata import read_metadata
+    from tfdistill.litert.metadata import read_metadata
     from tfdistill.pipeline import Pipeline, Result
     from tfdistill.pruning import Pruning
     from tfdistill.quantization import Quantization
@@ -91,9 +90,9 @@ _LAZY = {
     "certify": "certificate",
     "inspect": "inspection",
     "load_dataset": "data",
-    "load_model": "loading",
+    "load_model": "bridge",
     "losses": "losses",
-    "read_metadata": "metadata",
+    "read_metadata": "litert.metadata",
     "teachers": "teachers",
     "to_keras3": "bridge",
     "to_tf_keras": "bridge",

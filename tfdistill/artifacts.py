@@ -15,12 +15,12 @@ from tfdistill.certificate import Certificate, certify
 from tfdistill.errors import CertificationError, ConversionError, ExportError, ModelError
 from tfdistill.evaluation import require_same_labels
 from tfdistill.export import Export, ExportedModel, export_model
-from tfdistill.export_settings import SAVED
-from tfdistill.files import reading_and_writing
-from tfdistill.records import DamagedFileError, read_record, sha256_of
-from tfdistill.run import RunDirectory, StageResult, fingerprint
-from tfdistill.saved_artifacts import inspect_artifact
-from tfdistill.sidecar import check_artifact_path, read_sidecar, sidecar_path, write_sidecar
+from tfdistill.export.saved_artifacts import inspect_artifact
+from tfdistill.export.settings import SAVED
+from tfdistill.litert.sidecar import check_artifact_path, read_sidecar, sidecar_path, write_sidecar
+from tfdistill.runs.files import reading_and_writing
+from tfdistill.runs.records import DamagedFileError, read_record, sha256_of
+from tfdistill.runs.run import RunDirectory, StageResult, fingerprint
 from tfdistill.stages import Student
 from tfdistill.terminal import Terminal
 

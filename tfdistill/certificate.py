@@ -12,13 +12,14 @@ import numpy as np
 
 from tfdistill.comparison import Comparison, Runnable, compare_classifiers
 from tfdistill.errors import CertificationError, SettingError
-from tfdistill.export import Limits, left_float
-from tfdistill.flatbuffer import Operator
+from tfdistill.export import Limits
+from tfdistill.export.exported import left_float
+from tfdistill.export.saved_artifacts import inspect_artifact, open_artifact
 from tfdistill.host import processor, versions
-from tfdistill.litert import LiteRTModel, measure_latency
-from tfdistill.metadata import read_metadata
-from tfdistill.saved_artifacts import inspect_artifact, open_artifact
-from tfdistill.sidecar import (
+from tfdistill.litert.flatbuffer import Operator
+from tfdistill.litert.metadata import read_metadata
+from tfdistill.litert.runtime import LiteRTModel, measure_latency
+from tfdistill.litert.sidecar import (
     check_artifact_path,
     describe_interface,
     read_sidecar,

@@ -17,7 +17,7 @@ from tfdistill import __version__
 from tfdistill.errors import RunDirectoryError, TfdistillError
 
 if TYPE_CHECKING:
-    from tfdistill.benchmark import Benchmark
+    from tfdistill.inspection.benchmark import Benchmark
 
 _PASSED, _FAILED, _ERROR, _WARNED = 0, 1, 2, 3
 _STATUS = {"pass": _PASSED, "warn": _WARNED, "fail": _FAILED}
@@ -47,7 +47,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _benchmark(arguments: argparse.Namespace) -> int:
-    from tfdistill.benchmark import benchmark
+    from tfdistill.inspection.benchmark import benchmark
 
     paths = [arguments.path, *([arguments.compare] if arguments.compare else [])]
     measured = benchmark(paths, threads=arguments.threads, runs=arguments.runs)
@@ -102,7 +102,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _require_finished(directory: Path) -> None:
     """Says of a run without a report how far it came."""
-    from tfdistill.records import DamagedFileError, read_record
+    from tfdistill.runs.records import DamagedFileError, read_record
 
     if not (directory / "run.json").is_file() or (directory / "report.json").exists():
         return

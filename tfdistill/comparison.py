@@ -13,8 +13,8 @@ import numpy as np
 
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import DataError, ModelError
-from tfdistill.flatbuffer import Inspection, TensorInterface
-from tfdistill.litert import inputs_by_name, signature_names
+from tfdistill.litert.flatbuffer import Inspection, TensorInterface
+from tfdistill.litert.runtime import inputs_by_name, signature_names
 
 _BATCH = 256
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.bridge.model_graphs import graph_of, graph_or_raise, pack_inputs, takes_training
 from tfdistill.errors import ModelError
 from tfdistill.losses import Outputs, Shapes
-from tfdistill.model_graphs import graph_of, graph_or_raise, pack_inputs, takes_training
 
 _PROBABILITIES = ("softmax", "sigmoid")
 _PROBE_EXAMPLES = 4

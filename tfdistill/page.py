@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
-from tfdistill.files import to_json
+from tfdistill.runs.files import to_json
 
 if TYPE_CHECKING:
     from tfdistill.report import Report, Row

@@ -11,14 +11,15 @@ from tfdistill.artifacts import Artifact, check_artifact_paths, make_artifacts
 from tfdistill.distiller import Distiller
 from tfdistill.errors import CertificationError, SettingError
 from tfdistill.evaluation import evaluate
-from tfdistill.export import Export, check_before_training
+from tfdistill.export import Export
+from tfdistill.export.exported import check_before_training
 from tfdistill.labels import accuracy_metric, label_loss_for
 from tfdistill.outputs import ModelView, architecture
 from tfdistill.pruning import Pruning, plan_pruning
 from tfdistill.quantization import Quantization, quantize
 from tfdistill.report import Report
-from tfdistill.run import RunDirectory, fingerprint
 from tfdistill.run_data import RunData, look_at
+from tfdistill.runs.run import RunDirectory, fingerprint
 from tfdistill.settings import settings, whole_number
 from tfdistill.stages import (
     Context,

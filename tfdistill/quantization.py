@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
+from tfdistill.bridge.own_layers import KerasOperation
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.outputs import find_layer
-from tfdistill.own_layers import KerasOperation
 from tfdistill.pruning import layer_names, prunable_weights
 from tfdistill.quantizers import FloatConfig, KernelQuantizer, RangeQuantizer, join_ranges
 from tfdistill.rewrites import Rewritten, rewrite

@@ -18,7 +18,7 @@ from typing import Any
 import numpy.typing as npt
 
 from tfdistill.errors import RunDirectoryError, SettingError
-from tfdistill.files import reading_and_writing, write_json, write_text
+from tfdistill.runs.files import reading_and_writing, write_json, write_text
 
 __all__ = ["Disagreement", "Report", "Row", "advice", "read_report", "write_report"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfdistill._keras import tf
-from tfdistill.data import (
+from tfdistill.data.datasets import (
     DataSummary,
     as_batches,
     content_of,
@@ -17,7 +17,7 @@ from tfdistill.data import (
     summarise,
 )
 from tfdistill.errors import DataError, SettingError
-from tfdistill.fingerprint import fingerprint
+from tfdistill.runs.fingerprint import fingerprint
 from tfdistill.settings import whole_number
 from tfdistill.terminal import Terminal
 from tfdistill.training import TrainingData

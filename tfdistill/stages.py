@@ -28,7 +28,7 @@ from tfdistill.pruning import (
     wrap_for_pruning,
 )
 from tfdistill.quantization import Quantization, quantize, quantized_kernels
-from tfdistill.run import RunDirectory, StageResult, fingerprint
+from tfdistill.runs.run import RunDirectory, StageResult, fingerprint
 from tfdistill.settings import check_training, settings
 from tfdistill.terminal import Terminal
 from tfdistill.training import TrainingData, cosine_decay, seed_of, seeded, train

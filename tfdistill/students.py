@@ -7,8 +7,8 @@ from typing import Any
 
 from tfdistill import bridge
 from tfdistill._keras import keras, tf_keras
+from tfdistill.bridge.layer_configs import clone_tf_keras_layer
 from tfdistill.errors import ModelError
-from tfdistill.layer_configs import clone_tf_keras_layer
 from tfdistill.outputs import is_functional
 
 _SEPARABLE = ("softmax", "sigmoid")

@@ -12,12 +12,12 @@ import numpy as np
 
 from tfdistill.artifacts import Artifact
 from tfdistill.evaluation import Evaluation, agreement, evaluate
+from tfdistill.export.saved_artifacts import inspect_artifact
 from tfdistill.host import versions
 from tfdistill.outputs import ModelView
 from tfdistill.pruning import kernel_zeros, prunable_weights
 from tfdistill.quantization import quantized_kernels
 from tfdistill.report import Disagreement, Report, Row, advice, write_report
-from tfdistill.saved_artifacts import inspect_artifact
 from tfdistill.stages import Student
 
 _ROW_NAMES = {"distillation": "distilled", "pruning": "pruned", "quantization": "quantized"}

@@ -21,9 +21,9 @@ import numpy as np
 from tensorflow.python.eager import context
 
 from tfdistill._keras import tf, tf_keras
-from tfdistill.data import skip_epochs
+from tfdistill.data.datasets import skip_epochs
 from tfdistill.errors import NonFiniteLossError
-from tfdistill.run import Stage
+from tfdistill.runs.run import Stage
 
 _KERAS_SEEDS = tf_keras.src.backend._SEED_GENERATOR
 

@@ -1,0 +1,1 @@
+"""LiteRT files: read, described, made smaller, run. Nothing here needs TensorFlow."""
