@@ -37,7 +37,8 @@ def clean_session(two_devices: None) -> None:
     from tfdistill._keras import keras, tf_keras
 
     tf_keras.backend.clear_session()
-    keras.backend.clear_session()  # collects garbage, too
+    # A collection each time would take a tenth of all tests' time; Python's own is enough.
+    keras.utils.clear_session(free_memory=False)
     tf_keras.utils.set_random_seed(0)  # Python's, NumPy's and TensorFlow's
     keras.utils.set_random_seed(0)  # also Keras 3's own generator
 

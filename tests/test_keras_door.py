@@ -91,8 +91,8 @@ CASES = [
     *(Case(first, "0") for first in ("tfdistill", "tfmot")),
 ]
 LESS_LIKELY = (
-    *(Case(first, None) for first in ("keras", "tf_keras")),
-    *(Case("tensorflow, tf.keras used", "1"), Case("tfdistill", "0")),
+    *(Case(first, None) for first in ("keras", "tf_keras", "tensorflow, tf.keras used")),
+    *(Case("tensorflow, tf.keras used", "1"), Case("tfdistill", "0"), Case("tfmot", "0")),
 )
 # Scripts that differ only in when they first say tf.keras mean the same without tfdistill.
 SAME_WITHOUT = {"tfdistill": "tensorflow", "tensorflow, tf.keras used": "tensorflow"}

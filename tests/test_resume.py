@@ -76,20 +76,33 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.parametrize(
+    "moments",
+    [
+        (
+            "distillation/checkpoint-000002.json",
+            "pruning/checkpoint-000002.json",
+            "quantization/checkpoint-000001.npz",
+            "artifacts/student_int8.tflite",
+        ),
+        pytest.param(
+            ("run.json", "distillation/stage.json", "baseline/checkpoint-000003.json"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["amid each stage", "between them"],
+)
 def test_killed_at_many_moments_it_ends_in_the_same_bits(
-    uninterrupted: Path, tmp_path: Path
+    uninterrupted: Path, tmp_path: Path, moments: tuple[str, ...]
 ) -> None:
     run_dir = tmp_path / "run"
-    _kill_when(run_dir, "run.json")
-    _kill_when(run_dir, "distillation/checkpoint-000002.json")
-    _kill_when(run_dir, "distillation/stage.json")
-    _kill_when(run_dir, "baseline/checkpoint-000003.json")
-    said = _kill_when(run_dir, "pruning/checkpoint-000002.json")
-    assert "distillation: finished before" in said
-    _kill_when(run_dir, "quantization/checkpoint-000001.npz")
-    _kill_when(run_dir, "artifacts/student_int8.tflite")
-    said = _run(run_dir)
-    assert said.count("finished before") == len(_STAGES)
+    said = [_kill_when(run_dir, moment) for moment in moments]
+    last = _run(run_dir)
+    for before, text in zip(moments, [*said[1:], last], strict=True):
+        finished = _STAGES.index(before.split("/")[0]) if before.startswith(_STAGES) else 0
+        assert all(f"{stage}: finished before" in text for stage in _STAGES[:finished])
+    if moments[-1].startswith("artifacts"):
+        assert last.count("finished before") == len(_STAGES)
     _assert_same(uninterrupted, run_dir)
 
 

@@ -969,6 +969,17 @@ def test_what_must_share_a_fingerprint() -> None:
     assert fingerprint(np.arange(6)[::2]) == fingerprint(np.array([0, 2, 4]))
 
 
+def test_where_in_the_library_a_setting_lies_is_not_in_its_fingerprint() -> None:
+    """Else every run would be redone whenever a module is moved."""
+
+    def of_module(name: str) -> str:
+        kind = dataclasses.make_dataclass("Setting", ["value"], namespace={"__module__": name})
+        return fingerprint(kind(1))
+
+    assert of_module("tfdistill.before") == of_module("tfdistill.moved.here")
+    assert of_module("tfdistill.before") != of_module("theirs.before") != of_module("theirs.moved")
+
+
 def test_fingerprints_are_the_same_in_every_process() -> None:
     code = """
         import numpy as np

@@ -49,7 +49,10 @@ def _canonical(value: Any, where: str) -> object:
     if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
         return {"array": [str(value.dtype), list(value.shape), sha256(value.tobytes())]}
     if not isinstance(value, type):
-        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        package = type(value).__module__
+        if package.startswith("tfdistill."):  # where in it a class lies may change
+            package = "tfdistill"
+        name = f"{package}.{type(value).__qualname__}"
         if hasattr(value, "get_config"):
             config = _canonical(value.get_config(), f"{where}.get_config()")
             weights = list(value.get_weights()) if hasattr(value, "get_weights") else None
