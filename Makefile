@@ -11,10 +11,10 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test lint pytest test-slow format clean
+.PHONY: help install demo test lint pytest test-slow test-teachers format clean
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s  %s\n", $$1, $$2}' Makefile
 
 install: $(STAMP)  ## make .venv with the library and all its tools
 
@@ -33,6 +33,10 @@ pytest: $(STAMP)  ## the quick tests (set TFDISTILL_TEST_DATA for those on real 
 
 test-slow: $(STAMP)  ## the slow tests: among them the wheel in a truly fresh environment
 	$(RUN) -m pytest -m slow
+
+test-teachers: $(STAMP)  ## teachers in PyTorch and ONNX Runtime, which it installs into .venv
+	$(RUN) -m pip install --progress-bar off --disable-pip-version-check -e '.[test,teachers]'
+	$(RUN) -m pytest tests/test_teachers_runtimes.py
 
 format: $(STAMP)  ## let ruff repair and format the code
 	$(RUN) -m ruff check --fix .

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from networks import FEATURES, examples, hidden_of, logits_of, perceptron
 
+import tfdistill as td
 from tfdistill._keras import keras, tf, tf_keras
-from tfdistill.errors import ModelError
-from tfdistill.teachers import as_teacher, identity_of_teacher
+from tfdistill.errors import ModelError, SettingError
+from tfdistill.export.conversion import convert
+from tfdistill.runs.fingerprint import fingerprint
+from tfdistill.teachers import (
+    Ensemble,
+    Function,
+    LiteRT,
+    Model,
+    SavedModel,
+    as_teacher,
+    identity_of_teacher,
+    require_own_weights,
+)
+
+# Keras 3 saves its variables in a way that NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 each_library = pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
 
@@ -158,6 +174,103 @@ def test_identity_with_open_sizes_is_seen_at_the_teachers() -> None:
     teacher = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(inputs)))
     said, *_ = identity_of_teacher(teacher, student)
     assert said.shape == (4, 1)
+
+
+# --- td.teachers.Model, and all kinds together ---
+
+
+@pytest.mark.parametrize(
+    ("library", "name"), [(keras, "a.keras"), (tf_keras, "a.keras"), (tf_keras, "a.h5")]
+)
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5:UserWarning")
+def test_saved_keras_model_teaches_with_its_layers(library: Any, name: str, tmp_path: Path) -> None:
+    model = perceptron(library, name="birds")
+    model.save(tmp_path / name)
+    for path in (tmp_path / name, str(tmp_path / name)):
+        given = Model(path)
+        teacher = as_teacher(given, perceptron(tf_keras), ["rectified"])
+        outputs = teacher(examples()[0])
+        weights = model.get_weights()
+        np.testing.assert_allclose(
+            outputs.logits, logits_of(weights, examples()[0]), rtol=1e-5, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            outputs.features["rectified"], hidden_of(weights, examples()[0]), rtol=1e-5
+        )
+        assert (given.name, given.count_params()) == ("birds", model.count_params())
+        assert Model(path, name="other").name == "other"
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_a_model_that_is_named_a_model_is_the_same_teacher(kind: str) -> None:
+    model = TEACHERS[kind]()
+    if not isinstance(model, keras.Model | tf_keras.Model):
+        with pytest.raises(ModelError, match=r"`model` must be a Keras 3 or .*Received: function"):
+            Model(model)
+        return
+    student = perceptron(tf_keras)
+    prints = [fingerprint(identity_of_teacher(each, student)) for each in (model, Model(model))]
+    assert prints[0] == prints[1]
+    with pytest.raises(ModelError, match=r"`student` must not train weights of the `teacher`"):
+        require_own_weights(model, Model(model))
+
+
+def test_saved_model_that_brings_code_is_refused(tmp_path: Path) -> None:
+    inputs = keras.Input([FEATURES])
+    keras.Model(inputs, keras.layers.Lambda(lambda x: x[:, :3])(inputs)).save(tmp_path / "a.keras")
+    with pytest.raises(ModelError, match="without Lambda layers"):
+        Model(tmp_path / "a.keras")
+    with pytest.raises(ModelError, match=r"must be a saved model.*nothing is there"):
+        Model(tmp_path / "b.keras")
+    with pytest.raises(SettingError, match=r"`name` must be a non-empty str\. Received: 3\."):
+        Model(perceptron(keras), name=3)  # type: ignore[arg-type]
+
+
+def test_every_kind_teaches_in_a_pipeline_and_is_known_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second run, of a teacher made anew from the same files, finds its stages finished."""
+    model = perceptron(keras, seed=1)
+    model.save(tmp_path / "a.keras")
+    model.export(tmp_path / "exported", verbose=False)
+    lite = convert(perceptron(tf_keras, seed=1), "float32", examples=[])
+    (tmp_path / "a.tflite").write_bytes(lite)
+    weights = model.get_weights()
+    inputs, labels, _ = examples(32)
+    pipeline = td.Pipeline(
+        distillation=td.Distillation(
+            [td.losses.SoftTargets(), td.losses.Hint("a/hidden", "hidden")], epochs=1
+        ),
+        quantization=td.Quantization(epochs=1),
+        export=td.Export(
+            formats=("float32",), limits=td.Limits(max_accuracy_drop=1.0, min_agreement=0.0)
+        ),
+        baseline=False,
+    )
+    said = []
+    for _ in range(2):
+        teacher = Ensemble(
+            [
+                Model(tmp_path / "a.keras", name="a"),
+                SavedModel(tmp_path / "exported"),
+                LiteRT(tmp_path / "a.tflite"),
+                Function(lambda x: logits_of(weights, x), name="f", version="1"),
+            ],
+            combine="probabilities",
+        )
+        result = pipeline.run(
+            perceptron(keras, units=16, name="small"),
+            teacher,
+            (inputs, labels),
+            test=(inputs, labels),
+            run_dir=tmp_path / "run",
+        )
+        said.append(capsys.readouterr().out)
+        rows = {row.name: row for row in result.report.rows}
+        right = logits_of(weights, inputs).argmax(-1) == labels
+        assert rows["teacher"].accuracy == np.mean(right)
+        assert rows["teacher"].parameters is None  # a function does not tell
+    assert [text.count("finished before") for text in said] == [0, 3]  # two stages, an artifact
 
 
 # --- refused ---

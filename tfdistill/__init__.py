@@ -21,6 +21,7 @@ from tfdistill.errors import (
     RunDirectoryError,
     SettingError,
     SparsityError,
+    TeacherError,
     TfdistillError,
 )
 
@@ -60,6 +61,7 @@ __all__ = [
     "RunDirectoryError",
     "SettingError",
     "SparsityError",
+    "TeacherError",
     "TfdistillError",
     "bridge",
     "certify",

@@ -24,7 +24,13 @@ from tfdistill.outputs import (
     probe_inputs,
     refuse_probabilities,
 )
-from tfdistill.teachers import Teacher, as_teacher, require_own_weights
+from tfdistill.teachers import (
+    Teacher,
+    as_teacher,
+    failures_named,
+    input_shapes_of_teacher,
+    require_own_weights,
+)
 
 logger = logging.getLogger("tfdistill")
 
@@ -72,8 +78,8 @@ class Distiller(tf_keras.Model):
             before it. A tf_keras student is trained in place; a Keras 3 student is trained as
             its tf_keras equal and gets the trained weights whenever `fit` ends or `student` is
             read.
-        teacher: A Keras 3 or tf_keras model, or a function from a batch of inputs to logits
-            `[batch, classes]`.
+        teacher: One of `td.teachers`; or a Keras 3 or tf_keras model; or a function from a batch
+            of tensors to logits `[batch, classes]`.
         losses: Distillation losses, each with its own weight.
         label_loss_weight: Weight of the loss given to `compile`; 0 needs no labels.
 
@@ -83,6 +89,7 @@ class Distiller(tf_keras.Model):
     Raises:
         ModelError: Teacher and student do not fit each other or the losses, or share weights
             that are trained.
+        TeacherError: The teacher runs outside of TensorFlow and failed on a few examples.
         SettingError: A weight is negative, all are zero, or two losses share a name.
 
     Example:
@@ -122,7 +129,7 @@ class Distiller(tf_keras.Model):
             student=view,
             original=original,
         )
-        example = probe_inputs(trained, like=teacher if is_functional(teacher) else None)
+        example = probe_inputs(trained, like=input_shapes_of_teacher(teacher, trained))
         _, said = view(example, training=False)
         refuse_probabilities(said.logits, role="student")
         _require_same_classes(parts.teacher.shapes, view.shapes)
@@ -193,8 +200,16 @@ class Distiller(tf_keras.Model):
             **kwargs: Everything else that tf_keras' `compile` takes.
 
         Raises:
-            SettingError: The loss is missing or does not fit what the student returns.
+            SettingError: The loss is missing or does not fit what the student returns; or
+                `jit_compile` is True for a teacher that XLA cannot compile.
         """
+        if kwargs.get("jit_compile") and self._parts.teacher.outside:
+            raise SettingError(
+                "`jit_compile` must be False for a teacher that runs outside of TensorFlow.",
+                received="jit_compile=True and a td.teachers.Function or td.teachers.LiteRT",
+                hint="XLA compiles the whole training step, and cannot call Python in it. Give the "
+                "teacher as a Keras model or a td.teachers.SavedModel to compile it.",
+            )
         if loss is None and self.label_loss_weight > 0:
             raise SettingError(
                 "`loss` must be given while `label_loss_weight` is > 0.",
@@ -229,10 +244,11 @@ class Distiller(tf_keras.Model):
         Raises:
             SettingError: A callback is one of Keras 3; those of tf_keras have the same names.
             DataError: The data are a `PyDataset` of Keras 3.
+            TeacherError: The teacher runs outside of TensorFlow and failed on a batch.
         """
         _refuse_keras3(super().fit, args, kwargs)
         try:
-            with _own_errors():
+            with _own_errors(), self._teacher_failures_since("`fit` began"):
                 return super().fit(*args, **kwargs)
         finally:
             _ = self.student
@@ -240,7 +256,7 @@ class Distiller(tf_keras.Model):
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As Keras' `evaluate`; changes nothing but metrics. Raises as `fit` does."""
         _refuse_keras3(super().evaluate, args, kwargs)
-        with _own_errors():
+        with _own_errors(), self._teacher_failures_since("`evaluate` began"):
             return super().evaluate(*args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -280,6 +296,10 @@ class Distiller(tf_keras.Model):
         """Without the `options` that tf_keras' callbacks always pass and Keras 3 does not know."""
         ours = self._parts.original is None
         return {name: value for name, value in settings.items() if ours or name != "options"}
+
+    def _teacher_failures_since(self, since: str) -> contextlib.AbstractContextManager[None]:
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        return failures_named(self._parts.teacher, since, replicas=replicas)
 
     def _step(
         self, teacher: Any, inputs: Any, labels: Any, sample_weight: Any, *, training: bool

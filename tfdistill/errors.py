@@ -44,6 +44,16 @@ class ConversionError(ModelError):
     """A model cannot be carried between Keras 3 and tf_keras."""
 
 
+class TeacherError(TfdistillError, RuntimeError):
+    """A teacher failed on a batch, or answered with what cannot be taught.
+
+    Attributes:
+        cause: The exception that it raised, which is this one's `__cause__`, too; or None.
+    """
+
+    cause: Exception | None = None  # here as well, since Keras takes the other one off
+
+
 class DataError(TfdistillError, ValueError):
     """A data set is missing, empty, endless, or does not fit the models."""
 

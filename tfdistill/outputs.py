@@ -15,7 +15,7 @@ import numpy as np
 
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.bridge.model_graphs import graph_of, graph_or_raise, pack_inputs, takes_training
-from tfdistill.errors import ModelError
+from tfdistill.errors import ModelError, TeacherError
 from tfdistill.losses import Outputs, Shapes
 
 _PROBABILITIES = ("softmax", "sigmoid")
@@ -239,8 +239,9 @@ def probe_inputs(
 
     Args:
         model: A functional model.
-        like: A functional model with the same inputs, asked for the sizes that `model` leaves
-            open. For those that both do, common ones are tried.
+        like: A functional model with the same inputs, or the shapes of such inputs with their
+            batch axis, asked for the sizes that `model` leaves open. For those that both do,
+            common ones are tried.
         run: What the examples are for, if not for the model itself; says which sizes it takes.
         seed: Seed of the random numbers.
 
@@ -251,10 +252,11 @@ def probe_inputs(
         ModelError: None of the sizes tried is one that it takes.
     """
     graph = graph_or_raise(model)
+    theirs = like if isinstance(like, Sequence) else _input_shapes(graph_of(like) or graph)
     shapes = []
-    for tensor, other in zip(graph.inputs, (graph_of(like) or graph).inputs, strict=True):
-        sizes = zip(tensor.shape[1:], other.shape[1:], strict=True)
-        batch = tensor.shape[0] or other.shape[0] or _PROBE_EXAMPLES
+    for own_shape, its_shape in zip(_input_shapes(graph), theirs, strict=True):
+        sizes = zip(own_shape[1:], its_shape[1:], strict=True)
+        batch = own_shape[0] or its_shape[0] or _PROBE_EXAMPLES
         shapes.append((batch, *(own or its for own, its in sizes)))
 
     def probe(size: int) -> Any:
@@ -274,7 +276,7 @@ def probe_inputs(
     for size in _PROBE_SIZES:
         try:
             said = (run or partial(model, training=False))(probe(size))
-        except (ValueError, tf.errors.OpError) as error:
+        except (ValueError, tf.errors.OpError, TeacherError) as error:
             failure = error
             continue
         taken.append(size)
@@ -289,6 +291,10 @@ def probe_inputs(
     return probe(taken[0])
 
 
+def _input_shapes(graph: Any) -> list[tuple[int | None, ...]]:
+    return [tuple(tensor.shape) for tensor in graph.inputs]
+
+
 def _is_finite(outputs: Any) -> bool:
     tensors = [value for value in tf.nest.flatten(outputs) if tf.is_tensor(value)]
     return all(
@@ -298,24 +304,36 @@ def _is_finite(outputs: Any) -> bool:
     )
 
 
-def refuse_probabilities(logits: tf.Tensor, *, role: str) -> None:
+def are_probabilities(values: Any, tolerance: float = 1e-3) -> bool:
+    """Whether no row is below 0 and every row sums to one; one unit alone does not tell.
+
+    Args:
+        values: `[batch, classes]`.
+        tolerance: How far from one a row's sum may be.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim < 2 or values.shape[-1] < 2 or np.min(values) < 0:
+        return False
+    return bool(np.allclose(values.sum(axis=-1), 1.0, atol=tolerance))
+
+
+def refuse_probabilities(logits: tf.Tensor, *, role: str, hint: str = "") -> None:
     """Refuses outputs that are probabilities although nothing says how to undo them.
 
     Args:
         logits: `[batch, classes]`, what is about to be taken for logits.
         role: "student" or "teacher", for the message.
+        hint: What else to do about it than to return logits.
 
     Raises:
         ModelError: Every row is non-negative and sums to one.
     """
-    values = np.asarray(logits, np.float64)
-    if values.ndim < 2 or values.shape[-1] < 2 or np.min(values) < 0:
-        return
-    if np.allclose(values.sum(axis=-1), 1.0, atol=1e-3):
+    if are_probabilities(logits):
         raise ModelError(
             f"`{role}` must return logits.",
             received="outputs that are probabilities: no row below 0, every row summing to 1",
-            hint="Return what is before the softmax; or log(probabilities), which is as good.",
+            hint=hint
+            or "Return what is before the softmax; or log(probabilities), which is as good.",
         )
 
 

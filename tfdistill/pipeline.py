@@ -32,7 +32,7 @@ from tfdistill.stages import (
 )
 from tfdistill.students import PreparedStudent, prepare_student
 from tfdistill.summary import Finished, summarise_run
-from tfdistill.teachers import Teacher, as_teacher, identity_of_teacher
+from tfdistill.teachers import Teacher, as_teacher, failures_named, identity_of_teacher
 from tfdistill.terminal import Terminal
 
 
@@ -142,7 +142,8 @@ class Pipeline:
         Args:
             student: Functional or built Sequential model, Keras 3 or tf_keras, with one output
                 `[batch, classes]`; stays as it is.
-            teacher: Keras 3 or tf_keras model, or a function from a batch of inputs to logits.
+            teacher: One of `td.teachers`; or a Keras 3 or tf_keras model; or a function from a
+                batch of tensors to logits.
             train: `tf.data` set of batches `(inputs, labels)` or `(inputs, labels, weights)`, or
                 such a tuple of NumPy arrays. To make resuming exact, give its `shuffle` and
                 augmentation a seed, and build it anew for each call: a set that was read before
@@ -164,6 +165,7 @@ class Pipeline:
         Raises:
             TfdistillError: Its subclasses name what does not fit, before any training.
             NonFiniteLossError: Training diverged; the last good checkpoint is kept.
+            TeacherError: The teacher runs outside of TensorFlow and failed on a batch.
             CertificationError: An artifact is beyond its limits; the report is written first.
         """
         terminal = Terminal(verbose=verbose)
@@ -265,9 +267,11 @@ class Pipeline:
             terminal=terminal,
             to_keras3=door.prepared.hand_back,
         )
+        with failures_named(door.teaching, "the reading of `test` began"):
+            teacher_evaluation = evaluate(lambda x: door.teaching(x).logits, data.test)
         return Finished(
             teacher=teacher,
-            teacher_evaluation=evaluate(lambda x: door.teaching(x).logits, data.test),
+            teacher_evaluation=teacher_evaluation,
             alone=alone,
             trained=tuple(trained),
             floating=floating,

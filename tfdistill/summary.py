@@ -215,4 +215,5 @@ def _left_float(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
 
 def _parameters(model: Any) -> int | None:
     count = getattr(model, "count_params", None)
-    return int(count()) if callable(count) else None
+    found = count() if callable(count) else None
+    return None if found is None else int(found)

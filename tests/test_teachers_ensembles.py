@@ -1,0 +1,269 @@
+"""Several teachers as one: the mean against its closed form in float64, and layers by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import examples, hidden_of, logits_of, perceptron
+
+import tfdistill as td
+from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.errors import ModelError, SettingError
+from tfdistill.runs.fingerprint import fingerprint
+from tfdistill.teachers import (
+    Ensemble,
+    Function,
+    Model,
+    as_teacher,
+    identity_of_teacher,
+    require_own_weights,
+)
+
+Array = Any
+
+
+def _model(seed: int, name: str, library: Any = keras, **settings: Any) -> Any:
+    return perceptron(library, seed=seed, name=name, **settings)
+
+
+def _saying(*logits: Any) -> list[Function]:
+    """One function for each of the logits, which it always returns."""
+
+    def say(values: Array) -> Any:
+        return lambda inputs: np.resize(values, [len(inputs), values.shape[1]])
+
+    return [Function(say(np.array(values, np.float64))) for values in logits]
+
+
+def _answer(teacher: Any, classes: int, count: int) -> Array:
+    bound = as_teacher(teacher, perceptron(tf_keras, classes=classes))
+    said = tf.function(bound)(tf.zeros([count, 4])).logits
+    assert said.dtype == tf.float32
+    return np.asarray(said, np.float64)
+
+
+def _softmax(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _sigmoid(logits: Array) -> Array:
+    return np.exp(-np.logaddexp(0.0, -logits))
+
+
+GENERATOR = np.random.default_rng(0)
+LOGITS = {
+    "moderate": [GENERATOR.normal(size=[6, 3], scale=scale) for scale in (1, 3, 5)],
+    "sure": [np.outer([1, -1, 1, -1, 1, -1], [size, 0.0, -size]) for size in (18, 20, 22)],
+    "extreme": [GENERATOR.normal(size=[6, 3], scale=1e4) for _ in range(3)],
+    "far apart": [GENERATOR.normal(size=[6, 3]) + offset for offset in (0, 1e4, -1e4)],
+}
+
+
+@pytest.mark.parametrize("weights", [None, [3, 1, 4]], ids=["equal", "weighted"])
+@pytest.mark.parametrize("kind", LOGITS)
+def test_mean_of_logits(kind: str, weights: Any) -> None:
+    given = [values.astype(np.float32).astype(np.float64) for values in LOGITS[kind]]
+    said = _answer(Ensemble(_saying(*given), weights), 3, 6)
+    expected = np.average(given, axis=0, weights=weights)
+    np.testing.assert_allclose(said, expected, rtol=1e-6, atol=1e-7 * np.abs(given).max())
+
+
+@pytest.mark.parametrize("weights", [None, [3, 1, 4]], ids=["equal", "weighted"])
+@pytest.mark.parametrize("kind", LOGITS)
+def test_softmax_of_the_answer_is_the_mean_of_softmaxes(kind: str, weights: Any) -> None:
+    given = [values.astype(np.float32).astype(np.float64) for values in LOGITS[kind]]
+    said = _answer(Ensemble(_saying(*given), weights, "probabilities"), 3, 6)
+    assert np.isfinite(said).all()
+    expected = np.average([_softmax(values) for values in given], axis=0, weights=weights)
+    np.testing.assert_allclose(_softmax(said), expected, rtol=2e-5 * _spread(given), atol=1e-30)
+
+
+@pytest.mark.parametrize("kind", LOGITS)
+def test_sigmoid_of_one_unit_is_the_mean_of_sigmoids(kind: str) -> None:
+    given = [values[:, :1].astype(np.float32).astype(np.float64) for values in LOGITS[kind]]
+    said = _answer(Ensemble(_saying(*given), [3, 1, 4], "probabilities"), 1, 6)
+    assert np.isfinite(said).all()
+    for sign in (1, -1):  # of both classes: near 1 nothing could be seen
+        expected = np.average([_sigmoid(sign * v) for v in given], axis=0, weights=[3, 1, 4])
+        np.testing.assert_allclose(
+            _sigmoid(sign * said), expected, rtol=2e-5 * _spread(given), atol=1e-30
+        )
+
+
+def _spread(given: Any) -> float:
+    """How much larger float32's error is in logits of this size than in those near 1."""
+    return max(1.0, float(np.abs(given).max()) / 100)
+
+
+def test_all_agree_where_all_say_the_same() -> None:
+    values = LOGITS["extreme"][0].astype(np.float32)
+    for combine in ("logits", "probabilities"):
+        said = _answer(Ensemble(_saying(values, values), combine=combine), 3, 6)
+        np.testing.assert_allclose(_softmax(said), _softmax(values.astype(np.float64)), rtol=1e-2)
+
+
+def test_members_of_every_kind_teach_together() -> None:
+    inputs = examples()[0]
+    keras3, tf_model = _model(1, "one"), _model(2, "two", tf_keras)
+    kernel = tf.ones([4, 3])
+    members = [keras3, Model(tf_model), lambda x: x @ kernel, Function(lambda x: 2 * x[:, :3])]
+    teacher = as_teacher(Ensemble(members, [1, 2, 3, 4]), perceptron(tf_keras))
+    said = [
+        logits_of(keras3.get_weights(), inputs),
+        logits_of(tf_model.get_weights(), inputs),
+        inputs @ np.ones([4, 3]),
+        2 * inputs[:, :3],
+    ]
+    expected = np.average(said, axis=0, weights=[1, 2, 3, 4])
+    np.testing.assert_allclose(teacher(inputs).logits, expected, rtol=1e-4, atol=1e-5)
+    assert len(teacher.outside) == 1
+
+
+def test_a_member_that_ends_in_softmax_gives_its_logits() -> None:
+    members = [_model(1, "soft", activation="softmax"), _model(1, "plain")]
+    teacher = as_teacher(Ensemble(members), perceptron(tf_keras))
+    inputs = examples()[0]
+    expected = logits_of(members[0].get_weights(), inputs)
+    np.testing.assert_allclose(teacher(inputs).logits, expected, rtol=1e-5, atol=1e-5)
+    assert teacher.note == "soft: The teacher ends in softmax; distillation reads the logits " + (
+        "before it."
+    )
+
+
+# --- names and layers ---
+
+
+def test_names_are_made_unique() -> None:
+    def teach(inputs: Any) -> Any:
+        return inputs[:, :3]
+
+    members = [_model(1, "net"), _model(2, "net"), teach, Function(teach), _model(3, "net_1")]
+    assert Ensemble(members).names == ("net", "net_1", "teach", "teach_1", "net_1_1")
+    named = Ensemble([Model(_model(1, "net"), name="first"), Function(teach, name="second")])
+    assert named.names == ("first", "second")
+
+
+def test_feature_losses_read_the_layers_of_members() -> None:
+    inputs, labels, _ = examples()
+    wide, narrow = _model(1, "wide", units=7), _model(2, "narrow", units=6)
+    for layer in narrow.layers:
+        if layer.name == "rectified":
+            layer.name = "only_here"
+    inner = Ensemble([wide, _model(3, "third")], name="inner")
+    ensemble = Ensemble([inner, narrow])
+    layers = ["inner/wide/rectified", "only_here", "narrow/only_here", "third/rectified"]
+    teacher = as_teacher(ensemble, perceptron(tf_keras), layers)
+    features = teacher(inputs).features
+    assert set(features) == set(teacher.shapes.features) == set(layers)
+    assert teacher.shapes.features["inner/wide/rectified"] == (7,)
+    np.testing.assert_allclose(
+        features["inner/wide/rectified"], hidden_of(wide.get_weights(), inputs), rtol=1e-5
+    )
+    for name in ("only_here", "narrow/only_here"):
+        np.testing.assert_allclose(
+            features[name], hidden_of(narrow.get_weights(), inputs), rtol=1e-5
+        )
+    distiller = td.Distiller(
+        perceptron(keras), ensemble, losses=[td.losses.Hint("inner/wide/rectified", "rectified")]
+    )
+    distiller.compile(tf_keras.optimizers.SGD(0.05), "sparse_categorical_crossentropy")
+    losses = distiller.fit(inputs, labels, epochs=3, verbose=0).history["hint"]
+    assert losses[2] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (
+            "rectified",
+            r"`rectified` must be a layer of one member of the ensemble only\. "
+            r"Received: 'rectified', which may be any of one/rectified, two/rectified\.",
+        ),
+        (
+            "one/rectifyed",
+            r"`one/rectifyed` must be a layer of a member of the ensemble.*"
+            r"The nearest names are: one/rectified.* The members are: one, two\.",
+        ),
+        ("hiden", r"The nearest names are: .*one/hidden"),
+        ("three/hidden", r"must be a layer of a member.*two/hidden"),
+    ],
+)
+def test_layer_is_refused(layer: str, message: str) -> None:
+    ensemble = Ensemble([_model(1, "one"), _model(2, "two")])
+    with pytest.raises(ModelError, match=message):
+        as_teacher(ensemble, perceptron(tf_keras), [layer])
+
+
+# --- refused ---
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda m: Ensemble([m]), SettingError, r"`members` must be a list of two.*: 1 of them"),
+        (lambda m: Ensemble(m), SettingError, r"`members` must be a list of two.*: Functional"),
+        (lambda m: Ensemble([m, "m"]), ModelError, r"`teacher` must be a Keras model.*: str"),
+        (lambda m: Ensemble([m, m], [1]), SettingError, r"`weights` must be 2 finite.*: \[1\]"),
+        (lambda m: Ensemble([m, m], [1, 0]), SettingError, r"`weights` must be 2 finite"),
+        (lambda m: Ensemble([m, m], [1, -1]), SettingError, r"`weights` must be 2 finite"),
+        (lambda m: Ensemble([m, m], [1, np.inf]), SettingError, r"`weights` must be 2 finite"),
+        (
+            lambda m: Ensemble([m, m], combine="mean"),  # type: ignore[arg-type]
+            SettingError,
+            r"`combine` must be 'logits' or 'probabilities'\. Received: 'mean'",
+        ),
+    ],
+)
+def test_setting_is_refused(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make(_model(1, "one"))
+
+
+def test_members_that_do_not_fit_are_refused() -> None:
+    student = perceptron(tf_keras)
+    with pytest.raises(
+        ModelError, match=r"must have the same classes\. Received: a \(3,\), b \(2,\)"
+    ):
+        as_teacher(Ensemble([_model(1, "a"), _model(2, "b", classes=2)]), student)
+
+    def sized(size: int) -> Any:
+        inputs = keras.Input([size, size, 1])
+        pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+        return keras.Model(inputs, keras.layers.Dense(3)(pooled), name=f"of_{size}")
+
+    inputs = tf_keras.Input([None, None, 1])
+    pooled = tf_keras.layers.GlobalMaxPooling2D()(inputs)
+    open_student = tf_keras.Model(inputs, tf_keras.layers.Dense(3)(pooled))
+    with pytest.raises(ModelError, match=r"inputs of the same size\. Received: of_8 .*of_9"):
+        as_teacher(Ensemble([sized(8), sized(9)]), open_student)
+
+
+def test_student_that_would_train_a_member_is_refused() -> None:
+    student = _model(1, "student")
+    with pytest.raises(ModelError, match=r"`student` must not train weights of the `teacher`"):
+        require_own_weights(student, Ensemble([_model(2, "other"), student]))
+    require_own_weights(student, Ensemble([_model(2, "other"), _model(1, "equal")]))
+
+
+# --- identity ---
+
+
+def test_identity_is_that_of_members_weights_and_means() -> None:
+    student = perceptron(tf_keras)
+
+    def print_of(*seeds: int, **settings: Any) -> str:
+        members = [_model(seed, f"net{seed}") for seed in seeds]
+        return fingerprint(identity_of_teacher(Ensemble(members, **settings), student))
+
+    first = print_of(1, 2)
+    assert first == print_of(1, 2) == print_of(1, 2, weights=[3, 3])
+    others = {
+        print_of(1, 3),
+        print_of(2, 1),
+        print_of(1, 2, weights=[1, 2]),
+        print_of(1, 2, combine="probabilities"),
+    }
+    assert len(others | {first}) == 5

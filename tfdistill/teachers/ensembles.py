@@ -1,0 +1,284 @@
+"""Several teachers as one."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from tfdistill._keras import tf
+from tfdistill.errors import ModelError, SettingError
+from tfdistill.losses import Outputs, Shapes
+from tfdistill.settings import is_number
+from tfdistill.teachers.base import Asked, GivenTeacher, Shape, Teacher, checked_name, frozen
+from tfdistill.teachers.door import as_given
+
+_COMBINE = ("logits", "probabilities")
+
+
+class Ensemble(GivenTeacher):
+    r"""Several teachers whose weighted mean teaches.
+
+    Of the logits, :math:`\sum_i w_i z_i`; or of the probabilities,
+
+    .. math:: \log \sum_i w_i \, \mathrm{softmax}(z_i)
+
+    whose softmax is exactly that mean (for one output unit: the log-odds of the mean of the
+    sigmoids). Computed in float32, stably for logits of any size.
+
+    A feature loss names a layer of a member as "member/layer", or by the plain name that only one
+    member has.
+
+    Args:
+        members: Two or more teachers of any kind, with the same inputs and classes.
+        weights: Of each member, finite and > 0; divided by their sum. Equal by default.
+        combine: "logits" or "probabilities".
+        name: What it is called in another ensemble.
+
+    Attributes:
+        names: Names of the members: their own, made unique by a number where they are not.
+        weights: Of each member, summing to 1.
+
+    Raises:
+        ModelError: A member is no teacher.
+        SettingError: A setting is outside what it may be.
+
+    Example:
+        >>> teacher = td.teachers.Ensemble(
+        ...     [resnet, td.teachers.LiteRT("vision.tflite")], weights=[2, 1],
+        ...     combine="probabilities")
+        >>> teacher.names
+        ('resnet50', 'vision')
+
+    Source:
+        Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015),
+        arXiv:1503.02531, section 1: an ensemble's arithmetic mean (of the probabilities) or
+        geometric one (of the logits) as soft targets.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Any],
+        weights: Sequence[float] | None = None,
+        combine: Literal["logits", "probabilities"] = "logits",
+        *,
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(members, (list, tuple)) or len(members) < 2:
+            raise SettingError(
+                "`members` must be a list of two teachers or more.",
+                received=f"{len(members)} of them"
+                if isinstance(members, (list, tuple))
+                else type(members).__name__,
+                hint="A single teacher is given as it is.",
+            )
+        if combine not in _COMBINE:
+            raise SettingError(
+                "`combine` must be 'logits' or 'probabilities'.", received=repr(combine)
+            )
+        self.members = tuple(as_given(member) for member in members)
+        self.names = _unique([member.name for member in self.members])
+        self.weights = _normalised(weights, len(members))
+        self.combine = combine
+        self.name = checked_name(name, "ensemble")
+
+    def bind(self, asked: Asked, layers: Sequence[str] = ()) -> Teacher:
+        """See `GivenTeacher`."""
+        meant = {layer: self._meant(layer) for layer in layers}
+        bound = []
+        for name, member in zip(self.names, self.members, strict=True):
+            prefix = f"{name}/"
+            own = {
+                layer: full.removeprefix(prefix)
+                for layer, full in meant.items()
+                if full.startswith(prefix)
+            }
+            bound.append((member.bind(asked, tuple(dict.fromkeys(own.values()))), own))
+        self.input_shapes(asked)  # refuses members that do not fit each other
+        return EnsembleTeacher(bound, self.names, self.weights, self.combine)
+
+    def identity(self, asked: Asked) -> list[Any]:
+        """The identities of the members, their weights, and how they are combined."""
+        members = [member.identity(asked) for member in self.members]
+        return ["ensemble", self.combine, list(self.weights), members]
+
+    def input_shapes(self, asked: Asked) -> list[Shape] | None:
+        """Each size as the members that fix it do.
+
+        Raises:
+            ModelError: They fix different ones.
+        """
+        known = {
+            name: shapes
+            for name, member in zip(self.names, self.members, strict=True)
+            if (shapes := member.input_shapes(asked)) is not None
+        }
+        if not known:
+            return None
+        together = []
+        for each in zip(*known.values(), strict=True):  # the shapes of one input
+            sizes = [set(axis) - {None} for axis in zip(*each, strict=True)]
+            if any(len(fixed) > 1 for fixed in sizes[1:]):
+                raise ModelError(
+                    "The members of an ensemble must take inputs of the same size.",
+                    received=", ".join(f"{name} {shapes}" for name, shapes in known.items()),
+                    hint="Resize inside a member.",
+                )
+            together.append(tuple(next(iter(fixed), None) for fixed in sizes))
+        return together
+
+    def find(self, layer: str) -> list[str]:
+        """See `GivenTeacher`."""
+        found = []
+        for name, member in zip(self.names, self.members, strict=True):
+            spellings = [layer]
+            if layer.startswith(f"{name}/"):
+                spellings.append(layer.removeprefix(f"{name}/"))
+            found += [f"{name}/{full}" for each in spellings for full in member.find(each)]
+        return list(dict.fromkeys(found))
+
+    def layer_names(self) -> list[str]:
+        """See `GivenTeacher`."""
+        return [
+            f"{name}/{layer}"
+            for name, member in zip(self.names, self.members, strict=True)
+            for layer in member.layer_names()
+        ]
+
+    def keras_models(self) -> list[Any]:
+        """See `GivenTeacher`."""
+        return [model for member in self.members for model in member.keras_models()]
+
+    def count_params(self) -> int | None:
+        """See `GivenTeacher`."""
+        counts = [member.count_params() for member in self.members]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    def _meant(self, layer: str) -> str:
+        found = self.find(layer)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ModelError(
+                f"`{layer}` must be a layer of one member of the ensemble only.",
+                received=f"{layer!r}, which may be any of {', '.join(found)}",
+                hint="Name it as member/layer.",
+            )
+        full_names = self.layer_names()
+        by_ending = {full.rpartition("/")[2]: full for full in reversed(full_names)}
+        near = difflib.get_close_matches(layer, full_names, n=3, cutoff=0.5)
+        for ending in difflib.get_close_matches(layer.rpartition("/")[2], by_ending, n=3):
+            near.append(by_ending[ending])
+        shown = ", ".join(dict.fromkeys(near)) or "none is near"
+        raise ModelError(
+            f"`{layer}` must be a layer of a member of the ensemble.",
+            received=repr(layer),
+            hint=f"The nearest names are: {shown}. The members are: {', '.join(self.names)}.",
+        )
+
+
+class EnsembleTeacher:
+    """Several teachers that are asked one after the other.
+
+    Args:
+        members: Each with the layers that it is asked for: the name that a loss uses to its own.
+        names: Their names.
+        weights: Their weights, summing to 1.
+        combine: "logits" or "probabilities".
+
+    Raises:
+        ModelError: They have different classes.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[tuple[Teacher, dict[str, str]]],
+        names: Sequence[str],
+        weights: Sequence[float],
+        combine: str,
+    ) -> None:
+        self._members = tuple(members)
+        self._weights = tuple(weights)
+        self._combine = combine
+        logits = {name: m.shapes.logits for name, (m, _) in zip(names, members, strict=True)}
+        if len(set(logits.values())) > 1:
+            raise ModelError(
+                "The members of an ensemble must have the same classes.",
+                received=", ".join(f"{name} {shape}" for name, shape in logits.items()),
+                hint="Cut a member's logits to the classes that all have, in the same order.",
+            )
+        features = {
+            layer: member.shapes.features[own]
+            for member, layers in members
+            for layer, own in layers.items()
+        }
+        self.shapes = Shapes(next(iter(logits.values())), features)
+        notes = [f"{n}: {m.note}" for n, (m, _) in zip(names, members, strict=True) if m.note]
+        self.note = " ".join(notes)
+        self.outside = tuple(calls for member, _ in members for calls in member.outside)
+
+    def __call__(self, inputs: Any) -> Outputs:
+        """See `Teacher`."""
+        said = [(member(inputs), layers) for member, layers in self._members]
+        logits = [tf.cast(outputs.logits, tf.float32) for outputs, _ in said]
+        features = {
+            layer: outputs.features[own]
+            for outputs, layers in said
+            for layer, own in layers.items()
+        }
+        mean = mean_of_logits if self._combine == "logits" else mean_of_probabilities
+        return frozen(Outputs(mean(logits, self._weights), features))
+
+
+def mean_of_logits(logits: Sequence[tf.Tensor], weights: Sequence[float]) -> tf.Tensor:
+    """The weighted mean.
+
+    Args:
+        logits: float32 `[batch, classes]` each.
+        weights: As many, summing to 1.
+    """
+    return tf.add_n([weight * values for weight, values in zip(weights, logits, strict=True)])
+
+
+def mean_of_probabilities(logits: Sequence[tf.Tensor], weights: Sequence[float]) -> tf.Tensor:
+    """Logits whose softmax (of one unit: sigmoid) is the weighted mean of the members' own.
+
+    Args:
+        logits: float32 `[batch, classes]` each.
+        weights: As many, summing to 1.
+    """
+    shares = [math.log(weight) for weight in weights]
+
+    def log_mean(logs: Sequence[tf.Tensor]) -> tf.Tensor:
+        weighted = [share + values for share, values in zip(shares, logs, strict=True)]
+        return tf.reduce_logsumexp(tf.stack(weighted), axis=0)
+
+    if logits[0].shape[-1] == 1:
+        yes = log_mean([tf.math.log_sigmoid(values) for values in logits])
+        return yes - log_mean([tf.math.log_sigmoid(-values) for values in logits])
+    return log_mean([tf.nn.log_softmax(values) for values in logits])
+
+
+def _normalised(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    given = [1.0] * count if weights is None else list(weights)
+    if len(given) != count or not all(is_number(w) and 0 < w < math.inf for w in given):
+        raise SettingError(
+            f"`weights` must be {count} finite numbers > 0, one a member.",
+            received=given,
+            hint="Leave a member out that is not to count.",
+        )
+    total = math.fsum(float(weight) for weight in given)
+    return tuple(float(weight) / total for weight in given)
+
+
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
+    """The same names, with a number behind those that were there before, as Keras does it."""
+    found: list[str] = []
+    for name in names:
+        spelling, number = name, 0
+        while spelling in found:
+            number += 1
+            spelling = f"{name}_{number}"
+        found.append(spelling)
+    return tuple(found)
