@@ -89,10 +89,10 @@ def digits(
         seed=seed,
     )
 
-    def load() -> Any:
-        return td.load_dataset(
-            "digits", batch_size=32, seed=seed, augment=td.RandomShiftAndFlip(1, flip=False)
-        )
+    augment = td.RandomShiftAndFlip(1, flip=False)
+
+    def load(augment: Any = None) -> Any:
+        return td.load_dataset("digits", batch_size=32, seed=seed, augment=augment)
 
     data = load()
     pipeline = td.Pipeline(
@@ -120,7 +120,9 @@ def digits(
         pipeline.check(student, untrained)  # what the run would refuse only after the training
         with RunDirectory(run_dir, terminal_note=print):
             pass
-        teacher = training.train(untrained, load())  # data of its own: reading moves the shuffling
+        teacher = training.train(
+            untrained, load(augment)
+        )  # data of its own: reading moves the shuffling
     return pipeline.run(
         student,
         teacher,
@@ -129,6 +131,7 @@ def digits(
         test=data.test,
         run_dir=run_dir,
         data_name=data.identity,
+        augment=augment,
     )
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _LAZY says the same to Pytho
     from tfdistill.pruning import Pruning
     from tfdistill.quantization import Quantization
     from tfdistill.stages import Distillation
+    from tfdistill.targets import StoredTargets, store_targets
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ __all__ = [
     "RunDirectoryError",
     "SettingError",
     "SparsityError",
+    "StoredTargets",
     "TfdistillError",
     "bridge",
     "certify",
@@ -69,6 +71,7 @@ __all__ = [
     "load_model",
     "losses",
     "read_metadata",
+    "store_targets",
     "teachers",
     "to_keras3",
     "to_tf_keras",
@@ -86,6 +89,7 @@ _LAZY = {
     "Quantization": "quantization",
     "RandomShiftAndFlip": "data",
     "Result": "pipeline",
+    "StoredTargets": "targets",
     "bridge": "bridge",
     "certify": "certificate",
     "inspect": "inspection",
@@ -93,6 +97,7 @@ _LAZY = {
     "load_model": "bridge",
     "losses": "losses",
     "read_metadata": "litert.metadata",
+    "store_targets": "targets",
     "teachers": "teachers",
     "to_keras3": "bridge",
     "to_tf_keras": "bridge",

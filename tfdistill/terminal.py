@@ -89,13 +89,15 @@ class Terminal:
         self._line(f"warning: {text}", "yellow")
 
     def table(self, report: Report) -> None:
-        """Prints a report: its rows, their notes, its advice, and where its files are."""
+        """Prints a report: its rows, all notes, its advice, and where its files are."""
         self.heading(report.title)
         self._console.print(self._table(report.table()))
         self._console.print()
         for row in report.rows:
             if row.note:
                 self._line(f"{row.name}: {row.note}")
+        for note in report.details.get("notes", ()):
+            self._line(note)
         for sentence in report.advice:
             self._console.print(Text(f"* {sentence}", style="yellow"))
         if report.html_path is not None:
