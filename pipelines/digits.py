@@ -58,7 +58,7 @@ def digits(
     seed: int = 0,
     teacher_epochs: int = 30,
     epochs: int = 40,
-    pruning_epochs: int = 20,
+    pruning_epochs: int = 40,
     quantization_epochs: int = 8,
 ) -> td.Result:
     """Distils, prunes, quantizes, exports and certifies a student for handwritten digits.
@@ -102,7 +102,7 @@ def digits(
             epochs=epochs,
             learning_rate=5e-3,
         ),
-        pruning=td.Pruning(sparsity=0.75, epochs=pruning_epochs, learning_rate=5e-3),
+        pruning=td.Pruning(sparsity=0.75, epochs=pruning_epochs, learning_rate=1e-2),
         quantization=td.Quantization(epochs=quantization_epochs, learning_rate=1e-3),
         export=td.Export(
             formats=("int8", "float16"),
