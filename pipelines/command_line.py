@@ -35,6 +35,8 @@ def add_settings(
         options: dict[str, Any] = {"default": default, "dest": f"{prefix}.{name}"}
         if base is bool:
             options["action"] = argparse.BooleanOptionalAction
+        elif base is _bool_or_word:
+            options |= {"type": base, "metavar": "YES|NO|WORD"}
         else:
             options |= {"type": base, "metavar": base.__name__.upper()}
             if many:
@@ -74,8 +76,8 @@ def run_command(command: Callable[[], object]) -> int:
     return 0
 
 
-def _plain_fields(kind: type) -> dict[str, tuple[type, bool]]:
-    """Setting name to its type, and whether it is a list of such, for what a command line holds."""
+def _plain_fields(kind: type) -> dict[str, tuple[Any, bool]]:
+    """What a command line can hold: setting name to what makes it of a text, and if a list."""
     found = {}
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -83,11 +85,18 @@ def _plain_fields(kind: type) -> dict[str, tuple[type, bool]]:
         choices = [part for part in typing.get_args(hint) if part is not type(None)]
         if hint in (*_PLAIN, bool):
             found[field.name] = (hint, False)
+        elif bool in choices and any(typing.get_origin(part) is typing.Literal for part in choices):
+            found[field.name] = (_bool_or_word, False)
         elif typing.get_origin(hint) in (tuple, Sequence) and choices[0] in _PLAIN:
             found[field.name] = (choices[0], True)
         elif type(None) in typing.get_args(hint) and len(choices) == 1 and choices[0] in _PLAIN:
             found[field.name] = (choices[0], False)
     return found
+
+
+def _bool_or_word(text: str) -> bool | str:
+    """True and False as a command line says them; another word is left to the settings' check."""
+    return {"yes": True, "no": False}.get(text, text)
 
 
 def _setting_help(kind: type, name: str) -> str:

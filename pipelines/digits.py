@@ -58,7 +58,7 @@ def digits(
     seed: int = 0,
     teacher_epochs: int = 30,
     epochs: int = 40,
-    pruning_epochs: int = 20,
+    pruning_epochs: int = 40,
     quantization_epochs: int = 8,
 ) -> td.Result:
     """Distils, prunes, quantizes, exports and certifies a student for handwritten digits.
@@ -89,10 +89,10 @@ def digits(
         seed=seed,
     )
 
-    def load() -> Any:
-        return td.load_dataset(
-            "digits", batch_size=32, seed=seed, augment=td.RandomShiftAndFlip(1, flip=False)
-        )
+    augment = td.RandomShiftAndFlip(1, flip=False)
+
+    def load(augment: Any = None) -> Any:
+        return td.load_dataset("digits", batch_size=32, seed=seed, augment=augment)
 
     data = load()
     pipeline = td.Pipeline(
@@ -102,7 +102,7 @@ def digits(
             epochs=epochs,
             learning_rate=5e-3,
         ),
-        pruning=td.Pruning(sparsity=0.75, epochs=pruning_epochs, learning_rate=5e-3),
+        pruning=td.Pruning(sparsity=0.75, epochs=pruning_epochs, learning_rate=1e-2),
         quantization=td.Quantization(epochs=quantization_epochs, learning_rate=1e-3),
         export=td.Export(
             formats=("int8", "float16"),
@@ -120,7 +120,9 @@ def digits(
         pipeline.check(student, untrained)  # what the run would refuse only after the training
         with RunDirectory(run_dir, terminal_note=print):
             pass
-        teacher = training.train(untrained, load())  # data of its own: reading moves the shuffling
+        teacher = training.train(
+            untrained, load(augment)
+        )  # data of its own: reading moves the shuffling
     return pipeline.run(
         student,
         teacher,
@@ -129,6 +131,7 @@ def digits(
         test=data.test,
         run_dir=run_dir,
         data_name=data.identity,
+        augment=augment,
     )
 
 

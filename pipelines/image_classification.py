@@ -125,17 +125,20 @@ def image_classification(
         seed=teacher_seed,
     )
 
-    def load(seed: int, shift: int, flip: bool) -> Any:
+    def augmentation(shift: int, flip: bool) -> Any:
+        return td.RandomShiftAndFlip(shift, flip=flip) if shift or flip else None
+
+    def load(seed: int, augment: Any = None) -> Any:
         return td.load_dataset(
             dataset,
             data_dir=data_dir,
             batch_size=batch_size,
             seed=seed,
-            augment=td.RandomShiftAndFlip(shift, flip=flip) if shift or flip else None,
+            augment=augment,
             download=download,
         )
 
-    data = load(pipeline.seed, shift, flip)
+    data = load(pipeline.seed)
     pixels = td.Normalisation(scale=data.scale, raw_range=(0, 1 / data.scale))
     export = dataclasses.replace(
         pipeline.export,
@@ -152,7 +155,8 @@ def image_classification(
         pipeline.check(student, untrained)  # what the run would refuse only after the training
         with RunDirectory(run_dir, terminal_note=print):
             pass
-        teacher = training.train(untrained, load(teacher_seed, teacher_shift, teacher_flip))
+        teachers_data = load(teacher_seed, augmentation(teacher_shift, teacher_flip))
+        teacher = training.train(untrained, teachers_data)
     return pipeline.run(
         student,
         teacher,
@@ -161,6 +165,7 @@ def image_classification(
         test=data.test,
         run_dir=run_dir,
         data_name=data.identity,
+        augment=augmentation(shift, flip),
     )
 
 

@@ -46,6 +46,7 @@ def test_every_setting_of_every_stage_has_an_option(capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     for option in (
         *("--distillation-epochs", "--distillation-label-loss-weight", "--soft-targets-weight"),
+        *("--distillation-store-targets", "--distillation-views"),
         *("--soft-targets-temperature", "--distillation-optimizer", "--pruning-sparsity"),
         *("--pruning-pattern", "--pruning-block-size", "--pruning-skip", "--pruning-ramp"),
         *("--quantization-epochs", "--quantization-skip", "--quantization-learning-rate"),

@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _LAZY says the same to Pytho
     from tfdistill.pruning import Pruning
     from tfdistill.quantization import Quantization
     from tfdistill.stages import Distillation
+    from tfdistill.targets import StoredTargets, store_targets
 
 __version__ = "0.1.0"
 
@@ -61,6 +62,7 @@ __all__ = [
     "RunDirectoryError",
     "SettingError",
     "SparsityError",
+    "StoredTargets",
     "TeacherError",
     "TfdistillError",
     "bridge",
@@ -71,6 +73,7 @@ __all__ = [
     "load_model",
     "losses",
     "read_metadata",
+    "store_targets",
     "teachers",
     "to_keras3",
     "to_tf_keras",
@@ -88,6 +91,7 @@ _LAZY = {
     "Quantization": "quantization",
     "RandomShiftAndFlip": "data",
     "Result": "pipeline",
+    "StoredTargets": "targets",
     "bridge": "bridge",
     "certify": "certificate",
     "inspect": "inspection",
@@ -95,6 +99,7 @@ _LAZY = {
     "load_model": "bridge",
     "losses": "losses",
     "read_metadata": "litert.metadata",
+    "store_targets": "targets",
     "teachers": "teachers",
     "to_keras3": "bridge",
     "to_tf_keras": "bridge",

@@ -16,7 +16,7 @@ from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import DataError, ModelError, SettingError, TfdistillError
 from tfdistill.labels import LabelLoss, accuracy_metric, per_example_label_loss
 from tfdistill.losses import DistillationLoss, Shapes
-from tfdistill.losses.base import OWN_LOGS, check_losses
+from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, check_losses
 from tfdistill.outputs import (
     ModelView,
     is_functional,
@@ -261,8 +261,8 @@ class Distiller(tf_keras.Model):
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step on one batch; called by `fit`."""
-        inputs, labels, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
-        teacher = self._parts.teacher(inputs)
+        given, labels, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
+        inputs, teacher = self._taught(given)
         with tf.GradientTape() as tape:
             step = self._step(teacher, inputs, labels, sample_weight, training=True)
             replicas = self.distribute_strategy.num_replicas_in_sync
@@ -272,8 +272,8 @@ class Distiller(tf_keras.Model):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of `evaluate`; changes nothing but metrics."""
-        inputs, labels, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
-        teacher = self._parts.teacher(inputs)
+        given, labels, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
+        inputs, teacher = self._taught(given)
         step = self._step(teacher, inputs, labels, sample_weight, training=False)
         return self._log(step, labels, sample_weight)
 
@@ -300,6 +300,27 @@ class Distiller(tf_keras.Model):
     def _teacher_failures_since(self, since: str) -> contextlib.AbstractContextManager[None]:
         replicas = self.distribute_strategy.num_replicas_in_sync
         return failures_named(self._parts.teacher, since, replicas=replicas)
+
+    def _taught(self, given: Any) -> tuple[Any, Outputs]:
+        """Inputs of a batch, and what the teacher says about them: stored with them, or now."""
+        if not isinstance(given, Taught):
+            return given, self._parts.teacher(given)
+        logits = given.teacher.logits.shape[1:]
+        if logits != self._parts.teacher.shapes.logits:  # in Python, while the step is traced
+            raise DataError(
+                "`data` must hold stored targets of the student's classes.",
+                received=f"logits {tuple(logits)}, student {self._parts.student.shapes.logits}",
+                hint="Store the targets of this teacher: td.store_targets(teacher, ...).",
+            )
+        needed = [layer for loss in self.losses_taught for layer in loss.teacher_layers]
+        missing = [layer for layer in needed if layer not in given.teacher.features]
+        if missing:
+            raise DataError(
+                "`data` must hold stored features of every layer that a loss reads.",
+                received=f"none of {', '.join(_unique(missing))}",
+                hint=f"Pass layers={[*_unique(needed)]} to td.store_targets.",
+            )
+        return given.inputs, given.teacher
 
     def _step(
         self, teacher: Any, inputs: Any, labels: Any, sample_weight: Any, *, training: bool

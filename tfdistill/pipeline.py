@@ -32,7 +32,9 @@ from tfdistill.stages import (
 )
 from tfdistill.students import PreparedStudent, prepare_student
 from tfdistill.summary import Finished, summarise_run
+from tfdistill.targets.examples import Augment
 from tfdistill.teachers import Teacher, as_teacher, failures_named, identity_of_teacher
+from tfdistill.teaching import Teaching, prepare_teaching
 from tfdistill.terminal import Terminal
 
 
@@ -133,6 +135,7 @@ class Pipeline:
         run_dir: str | os.PathLike[str],
         steps_per_epoch: int | None = None,
         data_name: str | None = None,
+        augment: Augment | None = None,
         verbose: int = 1,
     ) -> Result:
         """Runs all stages, or what is left of them.
@@ -157,6 +160,9 @@ class Pipeline:
             data_name: Name and version of the training data; another one trains anew. Changed
                 values are noticed without it, but not in data that is augmented at random, and
                 so has other values each time it is read. `Dataset.identity` is one.
+            augment: `augment(example, seed)` of one training example's inputs and an int64 tensor
+                `[2]`, with random numbers drawn from the seed alone: `RandomShiftAndFlip()` is
+                one. Teacher and student see the same views.
             verbose: 0 for silence.
 
         Returns:
@@ -190,7 +196,18 @@ class Pipeline:
             data = data.settled(directory.settings.get("data", {}), terminal)
             directory.write_settings({"pipeline": self, "data": data.describe()})
             try:
-                finished = self._stages(door, data, label_loss, directory, terminal, teacher)
+                teaching = prepare_teaching(
+                    teacher,
+                    self.distillation,
+                    data,
+                    augment,
+                    directory=directory.path / "targets",
+                    seed=self.seed,
+                    terminal=terminal,
+                )
+                finished = self._stages(
+                    door, data, teaching, label_loss, directory, terminal, teacher
+                )
             except KeyboardInterrupt:
                 terminal.warn(
                     f"interrupted; the same call with run_dir={os.fspath(run_dir)!r} goes on from "
@@ -207,10 +224,16 @@ class Pipeline:
         _require_certified(result, finished.uncertified)
         return result
 
+    def _taught_epochs(self) -> int:
+        """Epochs of all stages that have a teacher."""
+        stages = (self.distillation, self.pruning, self.quantization)
+        return sum(stage.epochs for stage in stages if stage is not None)
+
     def _stages(
         self,
         door: _Door,
         data: RunData,
+        teaching: Teaching,
         label_loss: Any,
         directory: RunDirectory,
         terminal: Terminal,
@@ -226,6 +249,7 @@ class Pipeline:
             train=data.train,
             steps_per_epoch=data.summaries["train"].steps,
             validation=data.validation,
+            taught_validation=teaching.validation,
             directory=directory,
             terminal=terminal,
             seed=self.seed,
@@ -239,6 +263,7 @@ class Pipeline:
                 door.prepared.model.get_weights(),
                 identity_of_teacher(teacher, door.prepared.model),
                 data.identity,
+                teaching.identity,
             ),
             position=data.start,
         )
@@ -278,7 +303,7 @@ class Pipeline:
             artifacts=artifacts,
             uncertified=uncertified,
             test=data.test,
-            notes=door.notes,
+            notes=(*door.notes, teaching.note(self._taught_epochs())),
         )
 
 

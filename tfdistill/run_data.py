@@ -19,12 +19,13 @@ from tfdistill.data.datasets import (
 from tfdistill.errors import DataError, SettingError
 from tfdistill.runs.fingerprint import fingerprint
 from tfdistill.settings import whole_number
+from tfdistill.targets.examples import example_ids
 from tfdistill.terminal import Terminal
 from tfdistill.training import TrainingData
 
 # Iterators of training data that ends which are kept for looks at it, made or not: training
 # must not depend on how many there were.
-_LOOKS = 3
+_LOOKS = 5
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class RunData:
         summaries: "train", "test" and, where given, "validation" to what they hold.
         calibration: Batches of inputs from the beginning of the training set, as asked for.
         name: The user's name for the training data, or `None`.
+        repeats: Whether a second reading of the training set begins with examples that the first
+            one held; False for data without end.
     """
 
     train: TrainingData
@@ -46,6 +49,7 @@ class RunData:
     summaries: Mapping[str, DataSummary]
     calibration: tuple[Any, ...]
     name: str | None
+    repeats: bool = False
 
     @property
     def start(self) -> int:
@@ -134,14 +138,19 @@ def look_at(
         for each, data in given.items()
         if data is not None or each == "train"
     }
-    calibration = _FirstInputs(calibration_examples)
+    calibration, numbers = _FirstInputs(calibration_examples), _Numbers()
+
+    def keep(inputs: Any) -> None:
+        calibration.add(inputs)
+        numbers.add(inputs)
+
     training, summary = _look_at_training(
         sets.pop("train"),
         steps_per_epoch,
         classes=classes,
         input_shape=input_shape,
         require_labels=require_labels,
-        also=calibration.add,
+        also=keep,
     )
     summaries = {"train": summary}
     for each, batches in sets.items():
@@ -154,6 +163,10 @@ def look_at(
                 received=summaries[each].labels,
                 hint="tf.one_hot(labels, classes) makes one-hot labels of integers.",
             )
+    repeats = False
+    if steps_per_epoch is None:
+        training.position += 1
+        repeats = numbers.hold(next(iter(training.dataset))[0])
     measured = "test" if "test" in sets else "validation"
     require_same_each_time(sets[measured], name=measured)
     return RunData(
@@ -163,6 +176,7 @@ def look_at(
         summaries={**summaries, "test": summaries[measured]},
         calibration=tuple(calibration.batches),
         name=name,
+        repeats=repeats,
     )
 
 
@@ -201,3 +215,17 @@ class _FirstInputs:
             kept = tf.nest.map_structure(lambda part: np.array(part[: self._left]), inputs)
             self.batches.append((kept,))
             self._left -= len(tf.nest.flatten(kept)[0])
+
+
+class _Numbers:
+    """The numbers of all examples of one reading."""
+
+    def __init__(self) -> None:
+        self._seen: list[np.ndarray] = []
+
+    def add(self, inputs: Any) -> None:
+        self._seen.append(example_ids(inputs).numpy())
+
+    def hold(self, inputs: Any) -> bool:
+        """Whether all examples of a batch are among them."""
+        return bool(np.isin(example_ids(inputs).numpy(), np.concatenate(self._seen)).all())

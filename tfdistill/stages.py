@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from tfdistill.pruning import (
 )
 from tfdistill.quantization import Quantization, quantize, quantized_kernels
 from tfdistill.runs.run import RunDirectory, StageResult, fingerprint
-from tfdistill.settings import check_training, settings
+from tfdistill.settings import check_training, settings, whole_number
 from tfdistill.terminal import Terminal
 from tfdistill.training import TrainingData, cosine_decay, seed_of, seeded, train
 
@@ -46,6 +46,11 @@ class Distillation:
         epochs: Epochs of the distillation stage.
         learning_rate: Peak learning rate, decayed to 0 along a cosine.
         optimizer: Name of a Keras optimizer, for all training stages.
+        store_targets: Whether the teacher is asked about each training example once, before the
+            first stage, or at each step. "auto" stores where that is right and pays, and says
+            why where it does not.
+        views: With an augmentation given to `Pipeline.run`, how many views of each example are
+            stored; epochs walk through them.
 
     Raises:
         SettingError: A setting is out of its range.
@@ -60,9 +65,16 @@ class Distillation:
     epochs: int = 20
     learning_rate: float = 1e-3
     optimizer: str = "adam"
+    store_targets: bool | Literal["auto"] = "auto"
+    views: int = 8
 
     def __post_init__(self) -> None:
         """Checks what does not need the models."""
+        if self.store_targets not in (True, False, "auto"):
+            raise SettingError(
+                '`store_targets` must be True, False or "auto".', received=self.store_targets
+            )
+        object.__setattr__(self, "views", whole_number("views", self.views, minimum=1))
         losses, weight = check_losses(self.losses, self.label_loss_weight)
         object.__setattr__(self, "losses", losses)
         object.__setattr__(self, "label_loss_weight", weight)
@@ -132,6 +144,7 @@ class Context:
     train: TrainingData
     steps_per_epoch: int
     validation: Any
+    taught_validation: Any
     directory: RunDirectory
     terminal: Terminal
     seed: int
@@ -286,6 +299,7 @@ def _trained(
         seed = seed_of(context.seed, after.stage)
         with seeded(seed):
             model = build()
+            taught = isinstance(model, Distiller)
             steps = context.steps_per_epoch * asked.epochs
             optimizer = _optimizer_class(context.distillation.optimizer)(
                 learning_rate=cosine_decay(asked.learning_rate, steps)
@@ -300,10 +314,11 @@ def _trained(
                 model,
                 stage,
                 context.train,
-                validation=context.validation,
+                validation=context.taught_validation if taught else context.validation,
                 epochs=asked.epochs,
                 start=before.position,
                 seed=seed,
+                taught=taught,
                 callbacks=[*callbacks, progress],
             )
         finish(model)

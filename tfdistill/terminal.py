@@ -89,13 +89,15 @@ class Terminal:
         self._line(f"warning: {text}", "yellow")
 
     def table(self, report: Report) -> None:
-        """Prints a report: its rows, their notes, its advice, and where its files are."""
+        """Prints a report: its rows, all notes, its advice, and where its files are."""
         self.heading(report.title)
         self._console.print(self._table(report.table()))
         self._console.print()
         for row in report.rows:
             if row.note:
                 self._line(f"{row.name}: {row.note}")
+        for note in report.details.get("notes", ()):
+            self._line(note)
         for sentence in report.advice:
             self._console.print(Text(f"* {sentence}", style="yellow"))
         if report.html_path is not None:
@@ -203,12 +205,13 @@ class Terminal:
         return EpochBar() if self.interactive else EpochLines()
 
     @contextlib.contextmanager
-    def progress(self, title: str, total: int | None = None) -> Iterator[Work]:
+    def progress(self, title: str, total: int | None = None, *, unit: str = "") -> Iterator[Work]:
         """Shows other long work while the block runs.
 
         Args:
             title: What is done, such as "certifying int8".
             total: How much there is to do, where known.
+            unit: What is counted, to show how many of it a second; such as "examples".
 
         Example:
             >>> with Terminal().progress("reading data", total=len(files)) as work:
@@ -216,10 +219,10 @@ class Terminal:
             ...         read(file)
             ...         work.advance()
         """
-        work = Work(self, title, total)
+        work = Work(self, title, total, unit)
         try:
             yield work
-            self._line(f"{title}: {work.done:,} in {_duration(work.seconds)}")
+            self._line(f"{title}: {work.done:,} in {_duration(work.seconds)}{work.rate}")
         finally:
             if work.task is not None:
                 self._remove_bar(work.task)
@@ -288,12 +291,14 @@ class Work:
 
     Attributes:
         done: How much has been done.
+        total: How much there is to do; `None` where that is not known (yet).
     """
 
-    def __init__(self, terminal: Terminal, title: str, total: int | None) -> None:
+    def __init__(self, terminal: Terminal, title: str, total: int | None, unit: str = "") -> None:
         """Shows it, with nothing done."""
         self.done = 0
-        self._terminal, self._title, self._total = terminal, title, total
+        self.total = total
+        self._terminal, self._title, self._unit = terminal, title, unit
         self._started = self._drawn = time.monotonic()
         shown = terminal.interactive and terminal.verbose
         self.task = terminal._add_bar(title) if shown else None
@@ -304,6 +309,13 @@ class Work:
         """Seconds since it began."""
         return time.monotonic() - self._started
 
+    @property
+    def rate(self) -> str:
+        """How many a second, as text; empty where no unit was given."""
+        if not self._unit or not self.seconds:
+            return ""
+        return f", {self.done / self.seconds:,.0f} {self._unit}/s"
+
     def advance(self, n: int = 1) -> None:
         """Says that `n` more have been done."""
         self.done += n
@@ -313,13 +325,21 @@ class Work:
             self._draw()
 
     def _draw(self) -> None:
-        position = f"{self.done:,}" + (f"/{self._total:,}" if self._total is not None else "")
+        position = f"{self.done:,}" + (f"/{self.total:,}" if self.total is not None else "")
         if self.task is not None:
             self._terminal._draw_bar(
-                self.task, completed=self.done, total=self._total, position=position
+                self.task,
+                completed=self.done,
+                total=self.total,
+                position=position,
+                metrics=self.rate.removeprefix(", "),
             )
         elif self.done:
-            self._terminal._line(f"{self._title}: {position} after {_duration(self.seconds)}")
+            after = f"after {_duration(self.seconds)}{self.rate}"
+            if self.total is not None and self._unit:
+                left = (self.total - self.done) * self.seconds / self.done
+                after += f", {_duration(max(0.0, left))} left"
+            self._terminal._line(f"{self._title}: {position} {after}")
 
 
 def quiet_tensorflow() -> None:

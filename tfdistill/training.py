@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,10 @@ from tfdistill.runs.run import Stage
 _KERAS_SEEDS = tf_keras.src.backend._SEED_GENERATOR
 
 
+# From batches, the number of their first epoch, and how many make one where their end does not.
+Views = Callable[[Any, int, "int | None"], Any]
+
+
 @dataclass
 class TrainingData:
     """The training set, and how far it has been read.
@@ -39,11 +43,16 @@ class TrainingData:
     Args:
         dataset: Batches of the training set, never read before.
         steps_per_epoch: Steps of an epoch; `None` where the end of the data ends it.
+        position: How far it has been read.
+        views: Made of batches and the first epoch's number: what a student sees of them.
+        taught: The same, with what the teacher says about it; where that is stored.
     """
 
     dataset: Any
     steps_per_epoch: int | None = None
     position: int = 0
+    views: Views | None = None
+    taught: Views | None = None
     _stream: Any = None
 
     @property
@@ -56,14 +65,24 @@ class TrainingData:
         # Of data that ends, Keras' `fit` makes one iterator more, before the first epoch.
         return epochs + 1 if self.steps_per_epoch is None else epochs * self.steps_per_epoch
 
-    def batches(self, start: int, finished: int, epochs: int) -> Any:
+    def batches(self, start: int, finished: int, epochs: int, *, taught: bool = False) -> Any:
         """What is left of a stage's data; to be read by one `fit`.
 
         Args:
             start: Where the stage starts, not before what was read already.
             finished: Number of finished epochs of the stage.
             epochs: All epochs of the stage.
+            taught: Whether the stage has a teacher: what is stored of it comes with the data.
         """
+        left = self._left(start, finished, epochs)
+        made_of = self.taught if taught and self.taught is not None else self.views
+        if made_of is None:
+            return left
+        if self.steps_per_epoch is None:
+            return made_of(left, start + finished, None)
+        return made_of(left, start // self.steps_per_epoch + finished, self.steps_per_epoch)
+
+    def _left(self, start: int, finished: int, epochs: int) -> Any:
         if self.steps_per_epoch is None:
             skip_epochs(self.dataset, start + finished - self.position)
             self.position = start + epochs + 1
@@ -96,6 +115,7 @@ def train(
     epochs: int,
     start: int,
     seed: int,
+    taught: bool = False,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, list[float]]:
     """Fits a compiled model, from the stage's last checkpoint if it has one.
@@ -108,6 +128,7 @@ def train(
         epochs: Epochs of the whole stage.
         start: The stage's place in `data`.
         seed: The stage's seed.
+        taught: Whether the model has a teacher, whose stored targets it can take.
         callbacks: More callbacks, called before the checkpoint is written.
 
     Returns:
@@ -127,7 +148,7 @@ def train(
         )
     if finished < epochs:
         model.fit(
-            data.batches(start, finished, epochs),
+            data.batches(start, finished, epochs, taught=taught),
             validation_data=validation,
             initial_epoch=finished,
             epochs=epochs,

@@ -35,6 +35,7 @@ __all__ = [
     "RandomShiftAndFlip",
     "as_batches",
     "content_of",
+    "identity_of_augment",
     "load_dataset",
     "require_same_each_time",
     "skip_epochs",
@@ -211,11 +212,11 @@ def load_dataset(
         ready["train"] = _augmented(ready["train"], augment, batch_size, seed)
     ready = {split: batches.prefetch(tf.data.AUTOTUNE) for split, batches in ready.items()}
     decides = (raw.name, raw.version, raw.splits, raw.input_shape, validation_fraction)
-    identity = fingerprint(decides, batch_size, seed, _identity_of(augment))
+    identity = fingerprint(decides, batch_size, seed, identity_of_augment(augment))
     return dataclasses.replace(raw, identity=identity, **ready)
 
 
-def _identity_of(augment: Augment | None) -> Any:
+def identity_of_augment(augment: Augment | None) -> Any:
     """Its settings, where it has any that can be seen; else its name."""
     if augment is None or dataclasses.is_dataclass(augment) or hasattr(augment, "get_config"):
         return augment

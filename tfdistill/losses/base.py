@@ -16,7 +16,7 @@ from tfdistill.settings import is_number
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["OWN_LOGS", "DistillationLoss", "Outputs", "Shapes", "check_losses"]
+__all__ = ["OWN_LOGS", "DistillationLoss", "Outputs", "Shapes", "Taught", "check_losses"]
 
 OWN_LOGS = ("loss", "label_loss", "teacher_agreement")  # a Distiller's, beside one for each loss
 
@@ -28,10 +28,55 @@ class Outputs(NamedTuple):
         logits: `[batch, classes]`, any floating type.
         features: Layer name to that layer's output, `[batch, ...]`; holds every layer that a
             loss of the Distiller names.
+        softened: Of a stored teacher whose logits were not all kept: `repr` of a temperature to
+            logits `[batch, classes]` that are right at that one. Else empty.
     """
 
     logits: Any
     features: Mapping[str, Any]
+    softened: Mapping[str, Any] = {}  # never written to; tf.nest knows dicts
+
+    def logits_at(self, temperature: float) -> Any:
+        """Logits `[batch, classes]` whose softmax at `temperature` is the model's.
+
+        Raises:
+            SettingError: They were stored for other temperatures only.
+        """
+        if not self.softened:
+            return self.logits
+        if repr(float(temperature)) not in self.softened:
+            raise SettingError(
+                "`temperature` of a loss must be one that the top-k targets were stored at.",
+                received=f"{temperature}, stored: {', '.join(self.softened)}",
+                hint="Name it in `temperatures` of td.store_targets, or store with top_k=None.",
+            )
+        return self.softened[repr(float(temperature))]
+
+    def all_logits(self) -> Any:
+        """`logits`, where all of them are the model's own.
+
+        Raises:
+            SettingError: Only the largest ones were stored.
+        """
+        if self.softened:
+            raise SettingError(
+                "`losses` must need no more than the top-k targets that were stored.",
+                received="a loss of all logits",
+                hint="Store with top_k=None, or use losses of softened targets.",
+            )
+        return self.logits
+
+
+class Taught(NamedTuple):
+    """Inputs of a batch together with what the teacher says about them.
+
+    Attributes:
+        inputs: What the student takes, `[batch, ...]`.
+        teacher: The teacher's `Outputs`, stored before.
+    """
+
+    inputs: Any
+    teacher: Outputs
 
 
 class Shapes(NamedTuple):

@@ -71,7 +71,9 @@ class SoftTargets(_LogitsLoss):
 
     def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
         """The loss of each example, `[batch]`, before `weight`."""
-        return functional.soft_targets(teacher.logits, student.logits, self.temperature)
+        return functional.soft_targets(
+            teacher.logits_at(self.temperature), student.logits, self.temperature
+        )
 
 
 @dataclass(frozen=True)
@@ -126,4 +128,4 @@ class LogitsMSE(_LogitsLoss):
 
     def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
         """The loss of each example, `[batch]`, before `weight`."""
-        return functional.logits_mse(teacher.logits, student.logits)
+        return functional.logits_mse(teacher.all_logits(), student.logits)

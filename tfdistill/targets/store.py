@@ -1,0 +1,305 @@
+"""`store_targets`: the teacher's forward pass over the training data, once."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfdistill._keras import tf, tf_keras
+from tfdistill.data.batches import as_batches
+from tfdistill.data.datasets import identity_of_augment
+from tfdistill.errors import DataError, ModelError, SettingError
+from tfdistill.losses.base import shown
+from tfdistill.outputs import is_functional
+from tfdistill.runs.fingerprint import fingerprint
+from tfdistill.settings import is_number, whole_number
+from tfdistill.targets.asking import Asking, Seen, wanted, worker_of
+from tfdistill.targets.encoding import Encoding
+from tfdistill.targets.examples import (
+    Augment,
+    check_augment,
+    varying_inputs,
+)
+from tfdistill.targets.shards import Shard, TargetsDirectory
+from tfdistill.targets.stored import Rows, StoredTargets
+from tfdistill.teachers import as_teacher, identity_of_teacher
+from tfdistill.terminal import Terminal
+
+__all__ = ["store_targets"]
+
+_SHARD_BYTES = 64 * 2**20
+_SHARD_SECONDS = 60.0  # what a kill may cost
+_DTYPES = ("float16", "float32")
+
+
+def store_targets(
+    teacher: Any,
+    train: Any,
+    path: str | os.PathLike[str],
+    *,
+    augment: Augment | None = None,
+    views: int = 1,
+    top_k: int | None = None,
+    temperatures: Sequence[float] = (1.0, 4.0),
+    layers: Sequence[str] = (),
+    dtype: str = "float16",
+    seed: int = 0,
+    data_name: str | None = None,
+    part: tuple[int, int] | None = None,
+    shard_examples: int | None = None,
+    overwrite: bool = False,
+    verbose: int = 1,
+) -> StoredTargets:
+    """Keeps what a teacher says about each training example, so that it is asked only once.
+
+    An example is known by a hash of its inputs, so `train` may come in any order. Killed and
+    called again, it goes on at the next shard; a damaged shard is made again. Inside the scope
+    of a `tf.distribute` strategy all its replicas are used. Of several workers of a
+    `MultiWorkerMirroredStrategy` each stores the part of the examples that is its own.
+
+    Args:
+        teacher: As for `Distiller`.
+        train: As for `Pipeline.run`, with an end, and not augmented.
+        path: The directory to keep them in.
+        augment: `augment(example, seed)` of one example's inputs and an int64 tensor `[2]`. Must
+            keep shape and dtype, and draw random numbers from the seed alone, which comes from
+            `seed`, the example and the view. `RandomShiftAndFlip()` is one. The student will see
+            the very views that the teacher saw.
+        views: How many views of each example; epochs walk through them.
+        top_k: How many of the largest logits to keep; `None` for all.
+        temperatures: With `top_k`, the temperatures of the losses.
+        layers: Names of the teacher's layers whose outputs losses read.
+        dtype: "float16" or "float32" for logits and features.
+        seed: Of the views.
+        data_name: Name and version of the data. With it, targets that are all stored are taken
+            without reading the data once to compare.
+        part: `(which, of how many)` parts this call is to store, for several machines that share
+            a disk. Other calls store the others, and each gets what is there.
+        shard_examples: Examples in a shard. By default 64 MB, or what is stored in a minute.
+        overwrite: Whether targets of another teacher, data set or settings in `path` give way.
+        verbose: 0 for silence.
+
+    Returns:
+        The stored targets.
+
+    Raises:
+        SettingError: A setting is outside what it may be, or `augment` draws random numbers of
+            its own.
+        DataError: `train` is empty, endless, or has inputs of varying size.
+        ModelError: The teacher cannot be used.
+        RunDirectoryError: `path` holds targets of another teacher, data set or settings, is being
+            written by another process, or is full.
+
+    Example:
+        >>> stored = td.store_targets(teacher, train, "saved_models/birds/targets",
+        ...                           augment=td.RandomShiftAndFlip(), views=8)
+        >>> distiller.fit(stored.dataset(batch_size=128, shuffle=True), epochs=40)
+
+    Source: Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent",
+    section 3.1 (teacher and student see the same view); Shen & Xing 2022, "A Fast Knowledge
+    Distillation Framework for Visual Recognition", section 3 (stored, and with few logits).
+    """
+    terminal = Terminal(verbose=verbose)
+    views = whole_number("views", views, minimum=1)
+    seed = whole_number("seed", seed, minimum=0)
+    part = _checked_part(part)
+    if shard_examples is not None:
+        whole_number("shard_examples", shard_examples, minimum=1)
+    if dtype not in _DTYPES:
+        raise SettingError(f"`dtype` must be one of {_DTYPES}.", received=dtype)
+    if augment is None and views > 1:
+        raise SettingError(
+            "`views` must be 1 without `augment`: all would be alike.", received=views
+        )
+    batches = as_batches(train, name="validation")  # a name that is not shuffled
+    varying = varying_inputs(batches)
+    if varying:
+        raise DataError(
+            "`train` must have inputs of fixed sizes, for targets to be stored.",
+            received=varying,
+            hint="Pad or resize all examples to one size.",
+        )
+    if batches.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise DataError(
+            "`train` must end, for targets to be stored.",
+            received="data without end",
+            hint="Leave out `repeat()`.",
+        )
+    check_augment(augment, batches.element_spec[0])
+    stand_in = _stand_in(teacher, batches)
+    made = as_teacher(teacher, stand_in, tuple(layers))
+    encoding = _encoding(made.shapes, dtype, top_k, temperatures)
+    belongs_to = {
+        "teacher": fingerprint(identity_of_teacher(teacher, stand_in)),
+        "data": data_name,
+        "inputs": str(batches.element_spec[0]),
+        "augment": None if augment is None else fingerprint(identity_of_augment(augment)),
+        "views": views,
+        "seed": seed if augment is not None else None,
+        "dtype": dtype,
+        "top_k": top_k,
+        "temperatures": encoding.temperatures,
+        "layers": [*layers],
+    }
+    with TargetsDirectory(path, belongs_to, part, terminal.warn, overwrite) as directory:
+        shards = directory.shards()
+        finished = directory.finished()
+        seen = Seen(batches)
+        if finished is None:
+            asking = Asking(made, encoding, augment, seed)
+            steps = int(batches.cardinality())
+            with terminal.progress("storing targets", unit="examples") as work:
+                writer = _Writer(directory, encoding, views, shard_examples)
+                for ids, inputs in wanted(seen, shards, part):
+                    writer.add(ids, [asking(ids, inputs, view) for view in range(views)])
+                    if work.total is None and steps > 0:
+                        work.total = steps * len(ids)
+                    work.advance(len(ids))
+                writer.flush()
+            shards += writer.made
+            directory.finish(seen.facts())
+        elif data_name is None:
+            with terminal.progress("comparing the data with those of the stored targets") as work:
+                for ids, _ in seen:
+                    work.advance(len(ids))
+            facts = seen.facts()
+            differ = [name for name in facts if facts[name] != finished.get(name)]
+            if differ:
+                raise directory.stale({f"data, {n}": (finished.get(n), facts[n]) for n in differ})
+    return StoredTargets(
+        path=Path(path),
+        examples=sum(shard.examples for shard in shards),
+        views=views,
+        bytes=sum(shard.bytes for shard in shards),
+        seconds=sum(shard.facts["seconds"] for shard in shards),
+        divergence=_divergence(shards),
+        readings=int(finished is None or data_name is None),
+        _data=train,
+        _encoding=encoding,
+        _augment=augment,
+        _seed=seed,
+        _rows=Rows(shards, views, encoding.row),
+    )
+
+
+def _divergence(shards: Sequence[Shard]) -> tuple[float, float]:
+    """Mean and largest divergence over all views that are stored."""
+    rows = sum(len(shard.rows) for shard in shards)
+    total = sum(shard.facts["divergence_sum"] for shard in shards)
+    return total / max(1, rows), max((s.facts["divergence_max"] for s in shards), default=0.0)
+
+
+class _Writer:
+    """Gathers rows, and writes a shard whenever there are enough."""
+
+    def __init__(
+        self,
+        directory: TargetsDirectory,
+        encoding: Encoding,
+        views: int,
+        shard_examples: int | None,
+    ) -> None:
+        self.made: list[Shard] = []
+        self._directory, self._row, self._views = directory, encoding.row, views
+        by_bytes = max(1, _SHARD_BYTES // (encoding.row.itemsize * views))
+        self._most = by_bytes if shard_examples is None else shard_examples
+        self._seconds = math.inf if shard_examples else _SHARD_SECONDS
+        self._begin()
+
+    def _begin(self) -> None:
+        self._ids: list[npt.NDArray[np.int64]] = []
+        self._rows: list[npt.NDArray[Any]] = []
+        self._divergence = [0.0, 0.0]
+        self._began = time.monotonic()
+
+    def add(self, ids: npt.NDArray[np.int64], views: Sequence[Any]) -> None:
+        """Takes what the teacher said about each view of a batch."""
+        rows = np.empty((len(ids), self._views), self._row)
+        for view, (kept, divergence) in enumerate(views):
+            for name, values in kept.items():
+                if not np.isfinite(values).all():
+                    raise ModelError(
+                        "`teacher` must give finite logits and features.",
+                        received=f"NaN or infinity in {name} of a batch of {len(ids)} examples",
+                    )
+                rows[name][:, view] = values
+            self._divergence[0] += float(divergence.sum(dtype=np.float64))
+            self._divergence[1] = max(self._divergence[1], float(divergence.max()))
+        self._ids.append(ids)
+        self._rows.append(rows)
+        stored = sum(map(len, self._ids))
+        if stored >= self._most or time.monotonic() - self._began > self._seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is gathered."""
+        if self._ids:
+            facts = {
+                "seconds": time.monotonic() - self._began,
+                "divergence_sum": self._divergence[0],
+                "divergence_max": self._divergence[1],
+            }
+            rows = np.concatenate(self._rows).reshape(-1)
+            self.made.append(self._directory.add(np.concatenate(self._ids), rows, facts))
+            self._begin()
+
+
+def _checked_part(part: Any) -> tuple[int, int]:
+    """The part to store: as given, or the worker's of a cluster, or all."""
+    if part is None:
+        return worker_of(tf.distribute.get_strategy()) or (0, 1)
+    if not isinstance(part, tuple) or len(part) != 2:
+        raise SettingError("`part` must be (which, of how many).", received=part)
+    which, of = (whole_number("part", each, minimum=0) for each in part)
+    if which >= of:
+        raise SettingError("`part` must be (which, of how many), counted from 0.", received=part)
+    return which, of
+
+
+def _stand_in(teacher: Any, batches: Any) -> Any:
+    """A model that takes what the data has, as a student would."""
+    spec = batches.element_spec[0]
+    if is_functional(teacher) and len(tf.nest.flatten(spec)) > 1:
+        return teacher  # its own order and names of the inputs
+    inputs = tf.nest.map_structure(
+        lambda part: tf_keras.Input(part.shape[1:], dtype=part.dtype), spec
+    )
+    return tf_keras.Model(inputs, inputs)
+
+
+def _encoding(
+    shapes: Any, dtype: str, top_k: int | None, temperatures: Sequence[float]
+) -> Encoding:
+    if len(shapes.logits) != 1 or shapes.logits[0] is None:
+        raise ModelError(
+            "`teacher` must have logits [batch, classes], with a known number of classes.",
+            received=f"logits {shown(shapes.logits)}",
+        )
+    classes = int(shapes.logits[0])
+    for name, shape in shapes.features.items():
+        if None in shape:
+            raise ModelError(
+                "`layers` must have outputs of fixed sizes, to be stored.",
+                received=f"{name}: {shown(shape)}",
+                hint="Give the teacher an input of fixed size.",
+            )
+    if top_k is None:
+        return Encoding(classes, dtype, features=dict(shapes.features))
+    whole_number("top_k", top_k, minimum=1)
+    if top_k >= classes:
+        raise SettingError(
+            f"`top_k` must be less than the number of classes, {classes}.",
+            received=top_k,
+            hint="Leave it out to keep all logits.",
+        )
+    if not temperatures or not all(is_number(t) and 0 < t < math.inf for t in temperatures):
+        raise SettingError("`temperatures` must be finite numbers > 0.", received=temperatures)
+    named = tuple(dict.fromkeys(float(t) for t in temperatures))
+    return Encoding(classes, dtype, top_k, named, dict(shapes.features))
