@@ -14,6 +14,7 @@ import pytest
 import tfdistill as td
 from tfdistill._keras import tf, tf_keras
 from tfdistill.artifacts import check_artifact_paths, make_artifacts
+from tfdistill.certificate import Certificate
 from tfdistill.errors import DataError, RunDirectoryError
 from tfdistill.evaluation import Evaluation
 from tfdistill.litert.sidecar import sidecar_path
@@ -317,10 +318,14 @@ def _separable() -> Any:
     return model
 
 
-def test_zeros_are_counted_in_the_same_kernels_in_every_row(
-    digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
-) -> None:
-    test = _batches(digits)
+@pytest.fixture(scope="module")
+def quantized_run(
+    two_devices: None,
+    digits: tuple[np.ndarray, np.ndarray],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Any]:
+    """A run whose last layer was left in float, and its report."""
+    run_dir, test = tmp_path_factory.mktemp("quantized") / "run", _batches(digits)
     floating = Student(_separable(), "distillation", "fingerprint")
     simulated = quantize(floating.model, Quantization(skip=["scores"]), sparse=False)
     simulated.model(digits[0][:32], training=True)
@@ -329,25 +334,47 @@ def test_zeros_are_counted_in_the_same_kernels_in_every_row(
         "quantization",
         "fingerprint",
         quantized=True,
+        left_float=simulated.left_float,
         carriers=simulated.carriers,
     )
-    made, _ = _make(
-        floating.model, test, tmp_path / "run", formats=("float32", "int8"), quantized=quantized
+    made, _ = _make(floating.model, test, run_dir, formats=("float32", "int8"), quantized=quantized)
+    finished = Finished(
+        teacher=None,
+        teacher_evaluation=Evaluation(np.zeros([32, 10], np.float32), digits[1][:32]),
+        alone=None,
+        trained=(floating, quantized),
+        floating=floating,
+        artifacts=made,
+        uncertified={},
+        test=test,
     )
-    report = summarise_run(
-        Finished(
-            teacher=None,
-            teacher_evaluation=Evaluation(np.zeros([32, 10], np.float32), digits[1][:32]),
-            alone=None,
-            trained=(floating, quantized),
-            floating=floating,
-            artifacts=made,
-            uncertified={},
-            test=test,
-        ),
-        td.Pipeline(),
-        tmp_path / "run",
-    )
+    return run_dir, summarise_run(finished, td.Pipeline(), run_dir)
+
+
+def test_zeros_are_counted_in_the_same_kernels_in_every_row(
+    quantized_run: tuple[Path, Any],
+) -> None:
+    _, report = quantized_run
     assert {row.name: row.sparsity for row in report.rows if row.kind != "teacher"} == {
         name: pytest.approx(0.5, abs=1e-3) for name in ("distilled", "quantized", "float32", "int8")
     }
+
+
+def test_layers_left_in_float_are_in_the_certificate_with_the_reason(
+    quantized_run: tuple[Path, Any], digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    run_dir, report = quantized_run
+    path, reasons = run_dir / "artifacts/student_int8.tflite", {"scores": "named in `skip`"}
+    certificate = json.loads(path.with_suffix(".json").read_text())["certificate"]
+    assert certificate["layers_left_float"] == reasons
+    other = json.loads((run_dir / "artifacts/student_float32.json").read_text())["certificate"]
+    assert other["layers_left_float"] == {}
+    assert '<tr><th scope="row">scores</th><td>named in `skip`</td></tr>' in (
+        report.html_path.read_text()
+    )
+
+    again = td.certify(path, lambda inputs: np.zeros([len(inputs), 10]), digits)
+    assert again.layers_left_float == reasons
+    assert Certificate.from_dict(json.loads(json.dumps(again.to_dict()))) == again
+    del certificate["layers_left_float"]  # as in a file of an older version
+    assert Certificate.from_dict(certificate).layers_left_float == {}

@@ -261,13 +261,65 @@ def test_masks_go_on_in_the_other_keras(reloaded: bool, tmp_path: Path) -> None:
     assert_close(padded, original(tokens)[1])  # the padding is seen to be none
 
 
-def test_the_mask_that_attention_takes_off_its_inputs_is_refused() -> None:
-    tokens = keras.Input((4,), dtype="int32")
+def encoder(x: Any, *, first: bool = False, **settings: Any) -> Any:
+    """A block of a transformer, its normalization `first` (Xiong 2020) or last (Vaswani 2017)."""
+    attended = layers.LayerNormalization()(x) if first else x
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 2, **settings)(attended, attended)])
+    x = x if first else layers.LayerNormalization()(x)
+    inner = layers.LayerNormalization()(x) if first else x
+    x = layers.Add()([x, layers.Dropout(0.1)(layers.Dense(4, activation="relu")(inner))])
+    return x if first else layers.LayerNormalization()(x)
+
+
+def text_encoder(end: Any, blocks: int = 2, **settings: Any) -> Any:
+    tokens = keras.Input((6,), dtype="int32", name="tokens")
     x = layers.Embedding(7, 4, mask_zero=True)(tokens)
-    for _ in range(2):  # the second attention is masked in tf_keras only
-        x = layers.Add()([x, layers.MultiHeadAttention(2, 2)(x, x)])
+    for _ in range(blocks):
+        x = encoder(x, **settings)
+    return keras.Model(tokens, end(x))
+
+
+@pytest.mark.parametrize(
+    ("build", "unmasked"),
+    [
+        (lambda: text_encoder(layers.GlobalAveragePooling1D(), 1), 0),
+        (lambda: text_encoder(layers.GlobalAveragePooling1D(), 3), 2),
+        (lambda: text_encoder(layers.GlobalAveragePooling1D(), first=True), 0),
+        (lambda: text_encoder(lambda x: x[:, 0]), 1),
+        (lambda: text_encoder(layers.LSTM(3)), 1),
+    ],
+    ids=["one block", "three blocks", "normalized first", "first word", "recurrent"],
+)
+def test_a_text_encoder_keeps_the_masks_that_keras3_reads(build: Any, unmasked: int) -> None:
+    """Its residual connections read what attention took the mask off, but only at run time."""
+    original = build()
+    for weight in original.weights:
+        weight.assign(weight + np.random.default_rng(1).normal(0, 0.1, weight.shape))
+    converted = bridge.to_tf_keras(original)
+    tokens = np.array([[1, 2, 3, 0, 0, 0], [6, 5, 4, 3, 2, 0], [1, 1, 1, 1, 1, 1]])
+    assert_close(converted(tokens), original(tokens))
+    assert_close(converted.predict(tokens, verbose=0), original.predict(tokens, verbose=0))
+    assert sum(layer.name.endswith("/unmasked") for layer in converted.layers) == unmasked
+    assert not any("call" in vars(layer) for layer in original.layers)
+    returned = bridge.rebuild_keras3(original, randomize(converted))
+    assert_close(returned(tokens), converted(tokens))
+
+
+def test_attention_with_dropout_under_a_mask_is_refused_with_advice() -> None:
+    """Keras 3 computes it another way: with zeros, not a mean, where there is nothing to see."""
+    original = text_encoder(layers.GlobalAveragePooling1D(), 1, dropout=0.1)
+    with pytest.raises(ConversionError, match=r"layer multi_head_att.*`dropout=0` and add a Drop"):
+        bridge.to_tf_keras(original)
+
+
+def test_masks_that_keras3_would_not_read_are_refused() -> None:
+    """On the way back, attention of Keras 3 takes the mask off what the next one reads."""
+    tokens = tf_keras.Input((4,), dtype="int32")
+    x = tf_keras.layers.Embedding(7, 4, mask_zero=True)(tokens)
+    for _ in range(2):
+        x = tf_keras.layers.Add()([x, tf_keras.layers.MultiHeadAttention(2, 2)(x, x)])
     with pytest.raises(ConversionError, match=r"takes the mask off its inputs.*mask_zero=False"):
-        bridge.to_tf_keras(randomize(keras.Model(tokens, x)))
+        bridge.to_keras3(randomize(tf_keras.Model(tokens, x)))
 
 
 def test_a_mask_given_by_hand_is_kept() -> None:

@@ -266,7 +266,7 @@ def test_benchmark_compares_two_files(
     assert main([*run, "--threads", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["threads"] == 2
-    assert [each["runs"] for each in found["measurements"]] == [10]
+    assert [each["latency"]["runs"] for each in found["measurements"]] == [10]
 
 
 def test_benchmark_of_no_model_is_one_clean_error(

@@ -9,10 +9,11 @@ import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
 
 from tfdistill._keras import tf, tf_keras
 from tfdistill.export.conversion import convert
-from tfdistill.litert.compaction import compact
+from tfdistill.litert.compaction import compact, with_floats_for_products
 from tfdistill.litert.flatbuffer import inspect_content, layer_of
 from tfdistill.litert.runtime import LiteRTModel
 from tfdistill.quantization import Quantization, quantize
@@ -193,3 +194,31 @@ def test_select_operators_keep_their_names() -> None:
     model = tf_keras.Model(source, LAYERS.Dense(2, name="scores")(values))
     small = compact(convert(model, "float32", allow_select_ops=True), model)
     assert inspect_content(small, "").custom_operators == ("FlexMatrixDeterminant",)
+
+
+@pytest.mark.filterwarnings("ignore:Statistics for quantized inputs were expected:UserWarning")
+def test_values_are_turned_into_floats_where_the_converter_forgot_it() -> None:
+    """A product with a constant in float, of values in 8 bits that a second one reads, too."""
+    random = np.random.default_rng(1)
+    kernels = [tf.Variable(random.normal(size=[4, 6]), dtype=tf.float32) for _ in range(2)]
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 5, 8], name="values")])
+    def products(values: Any) -> Any:
+        values = tf.quantization.fake_quant_with_min_max_vars(values, -3.0, 3.0)
+        values = tf.reshape(values, [1, 10, 4])
+        first, second = (tf.einsum("abc,cd->abd", values, kernel) for kernel in kernels)
+        return {"product": first * second}
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([products.get_concrete_function()])
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    content = converter.convert()
+    values = np.random.default_rng(2).normal(size=[1, 5, 8]).astype(np.float32)
+    with pytest.raises(RuntimeError, match="INT8 != FLOAT32"):  # else the converter was repaired
+        Interpreter(model_content=content).allocate_tensors()
+
+    repaired = with_floats_for_products(content)
+    (product,) = LiteRTModel(repaired).predict(values).values()
+    np.testing.assert_allclose(product, products(values)["product"], rtol=1e-5, atol=1e-5)
+    operators = inspect_content(repaired, "products").operators
+    assert [each.count for each in operators if each.name == "DEQUANTIZE"] == [1]
+    assert with_floats_for_products(repaired) is repaired

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ from tfdistill.errors import DataError, ModelError
 from tfdistill.export.conversion import calibration_examples, convert
 from tfdistill.host import standard_error_held_back
 from tfdistill.litert.flatbuffer import inspect_file
-from tfdistill.litert.runtime import LiteRTModel, inputs_by_name, measure_latency, signature_names
+from tfdistill.litert.runtime import (
+    LiteRTModel,
+    inputs_by_name,
+    measure_latency,
+    signature_names,
+)
 
 LAYERS = tf_keras.layers
 
@@ -286,10 +292,16 @@ def test_latency_is_measured_in_turn() -> None:
 
     first, second = measure_latency([runs("a", 0.001), runs("b", 0.002)], repeats=30)
     assert order == ["a", "b"] * 33
-    np.testing.assert_allclose(first, [1.0] * 30)
-    np.testing.assert_allclose(second, [2.0] * 30)
+    assert astuple(first) == pytest.approx((1.0, 1.0, 30))
+    assert astuple(second) == pytest.approx((2.0, 2.0, 30))
     (short,) = measure_latency([runs("c", 0.001)], repeats=1000, seconds=0.0)
-    assert len(short) == 10
+    assert short.runs == 10
+
+
+def test_percentiles_are_of_the_times() -> None:
+    seconds = iter([0.5, 0.5, *np.random.default_rng(0).permutation(np.arange(1, 12)) / 1000])
+    (found,) = measure_latency([seconds], repeats=11)
+    assert astuple(found) == pytest.approx((6.0, 10.0, 11))
 
 
 def test_signature_names_are_identifiers_and_differ() -> None:

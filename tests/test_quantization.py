@@ -491,6 +491,56 @@ def test_a_skipped_first_layer_reads_the_input_as_it_is(tmp_path: Path) -> None:
     assert [weight.dtype for weight in exported.inspection.weights] == ["float32", *["int8"] * 3]
 
 
+def over_time(inputs: Any) -> Any:
+    return LAYERS.Reshape([36, 8])(LAYERS.Conv2D(8, 3, name="first")(inputs))
+
+
+def attending(inputs: Any, **settings: Any) -> Any:
+    hidden = over_time(inputs)
+    attention = LAYERS.MultiHeadAttention(2, 4, name="apart", **settings)(hidden, hidden)
+    return head(LAYERS.Add()([hidden, attention]))
+
+
+def remembering(inputs: Any) -> Any:
+    return head(LAYERS.LSTM(4, return_sequences=True, name="apart")(over_time(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("body", "skip", "reason"),
+    [
+        (attending, ["apart"], "named in `skip`"),
+        (
+            lambda x: attending(x, kernel_constraint="max_norm"),
+            [],
+            "tfmot cannot wrap MultiHeadAttention as it is used",
+        ),
+        (remembering, ["apart"], "named in `skip`"),
+        (
+            lambda x: LAYERS.EinsumDense("abc,cd->abd", [36, 5], name="apart")(over_time(x)),
+            [],
+            "tfmot has no quantizer for EinsumDense",
+        ),
+    ],
+    ids=["skipped attention", "constrained attention", "skipped LSTM", "last einsum"],
+)
+def test_a_layer_in_float_reads_what_was_quantized(
+    body: Callable[[Any], Any], skip: list[str], reason: str, tmp_path: Path
+) -> None:
+    """The converter forgets to turn the 8-bit values into floats, and LiteRT refuses the file."""
+    quantized = quantize(network(body), Quantization(skip=skip), sparse=False)
+    quantized.model(images(), training=True)
+    exported, artifact = export(quantized.model, tmp_path)
+
+    assert quantized.left_float == {"apart": reason}
+    operators = [(each.name, each.activations) for each in exported.inspection.operators]
+    assert ("CONV_2D", "int8") in operators
+    inputs = images(40, seed=1)
+    (outputs,), expected = artifact.predict(inputs).values(), quantized.model(inputs).numpy()
+    (step,) = exported.inspection.output_scales.values()
+    allowed = 1.001 * step if step else 1e-5 * np.abs(expected).max()  # the last einsum is in float
+    assert np.quantile(np.abs(outputs - expected), 0.99) <= allowed
+
+
 def test_both_halves_of_a_skipped_separable_convolution_are_left_float() -> None:
     quantized = quantize(network(separable), Quantization(skip=["first"]), sparse=True)
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfdistill._keras import tf, tf_keras
+from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.bridge import to_tf_keras
 from tfdistill.bridge.config_values import hard_sigmoid
 from tfdistill.errors import ConversionError
 from tfdistill.export import export_model
@@ -239,6 +240,26 @@ def test_texts_multiply_in_8_bits_alone(name: str, tmp_path: Path) -> None:
     assert not floating & {"FULLY_CONNECTED", "BATCH_MATMUL", "CONV_2D", "GATHER"}
     assert bool(floating) == bool(left_float)
     assert ("BATCH_MATMUL" in operators) == (name in ("attention", "encoder", "masked", "causal"))
+    assert np.quantile(errors, 0.99) <= 3.001
+
+
+def test_a_text_encoder_of_keras3_multiplies_in_8_bits_alone(tmp_path: Path) -> None:
+    """Of its two attentions Keras 3 masks the first only, and what stands for that is known."""
+    layers = keras.layers
+    words = keras.Input((WORDS,), dtype="int32", name="words")
+    hidden = layers.Embedding(VOCABULARY, 16, mask_zero=True)(words)
+    for name in ("first", "second"):
+        attended = layers.MultiHeadAttention(2, 8, name=name)(hidden, hidden)
+        hidden = layers.LayerNormalization(name=f"{name}_norm")(layers.Add()([hidden, attended]))
+    mean = layers.GlobalAveragePooling1D(name="mean")(hidden)
+    model = keras.Model(words, layers.Dense(5, name="logits")(mean))
+
+    quantized = quantize(to_tf_keras(model), Quantization(), sparse=False)
+    train(quantized.model)
+    _, floating, errors = exported(quantized.model, tmp_path)
+
+    assert [*quantized.left_float] == ["first", "first_norm", "second_norm", "mean"]
+    assert not floating & {"FULLY_CONNECTED", "BATCH_MATMUL", "GATHER"}
     assert np.quantile(errors, 0.99) <= 3.001
 
 

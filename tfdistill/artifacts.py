@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,7 @@ def make_artifacts(
                     float32_path=float32_path,
                     label_names=export.label_names,
                 )
+                certificate = replace(certificate, layers_left_float=dict(source.left_float))
             except (ExportError, CertificationError, ConversionError, ModelError) as error:
                 uncertified[format] = str(error)
                 continue

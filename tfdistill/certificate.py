@@ -18,7 +18,7 @@ from tfdistill.export.saved_artifacts import inspect_artifact, open_artifact
 from tfdistill.host import processor, versions
 from tfdistill.litert.flatbuffer import Operator
 from tfdistill.litert.metadata import read_metadata
-from tfdistill.litert.runtime import LiteRTModel, measure_latency
+from tfdistill.litert.runtime import Latency, LiteRTModel, measure_latency
 from tfdistill.litert.sidecar import (
     check_artifact_path,
     describe_interface,
@@ -77,21 +77,6 @@ class WorstExample:
 
 
 @dataclass(frozen=True)
-class Latency:
-    """How long one example takes on the host, on one thread, feeding and reading left out.
-
-    Attributes:
-        median_ms: Median, milliseconds.
-        p90_ms: 90 % of the runs took no longer, milliseconds.
-        runs: How many runs.
-    """
-
-    median_ms: float
-    p90_ms: float
-    runs: int
-
-
-@dataclass(frozen=True)
 class Certificate:
     """What an artifact is and how it behaves.
 
@@ -121,6 +106,7 @@ class Certificate:
         failures: What is beyond the limits, a sentence each.
         label_names: The classes' names.
         left_float: What is not as the format's name says, and why, a sentence each.
+        layers_left_float: Layer to the reason why quantization-aware training left it in float.
         predictions: The artifact's class for each example, int64 `[examples]`; not written.
         labels: The true class of each, int64 `[examples]`; not written.
     """
@@ -150,6 +136,7 @@ class Certificate:
     failures: tuple[str, ...]
     label_names: tuple[str, ...] = ()
     left_float: tuple[str, ...] = ()
+    layers_left_float: Mapping[str, str] = field(default_factory=dict)
     predictions: np.ndarray | None = field(default=None, repr=False, compare=False)
     labels: np.ndarray | None = field(default=None, repr=False, compare=False)
 
@@ -193,6 +180,7 @@ class Certificate:
         }
         for name, kind in single.items():
             values[name] = kind(**values[name]) if values[name] is not None else None
+        values["layers_left_float"] = dict(values.get("layers_left_float", {}))
         values["weight_zeros"] = {k: tuple(v) for k, v in values["weight_zeros"].items()}
         return cls(**values)
 
@@ -289,6 +277,7 @@ def certify(
     known = _described(path, inspection.sha256)
     label_names = tuple(label_names or (known["interface"]["label_names"] if known else ()))
     format = known["artifact"]["format"] if known else inspection.format
+    certified_before = (known or {}).get("certificate") or {}
     run = compare_classifiers(artifact, model, data)
     if label_names and len(label_names) != run.classes:
         raise SettingError(
@@ -328,6 +317,7 @@ def certify(
         failures=(),
         label_names=label_names,
         left_float=left_float(inspection, format, model) if hasattr(model, "layers") else (),
+        layers_left_float=certified_before.get("layers_left_float", {}),
         predictions=run.predictions,
         labels=run.labels,
     )
@@ -414,8 +404,5 @@ def _latencies(
     if not isinstance(artifact, LiteRTModel):
         return None, None
     models = [artifact] if float32_path is None else [artifact, LiteRTModel(float32_path)]
-    times = measure_latency([model.seconds_per_run(example) for model in models])
-    found = [
-        Latency(float(np.median(each)), float(np.quantile(each, 0.9)), len(each)) for each in times
-    ]
+    found = measure_latency([model.seconds_per_run(example) for model in models])
     return found[0], found[1] if float32_path is not None else None

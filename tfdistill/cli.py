@@ -72,9 +72,9 @@ def _print_benchmark(measured: Benchmark) -> None:
                 (
                     each.file,
                     kilobytes(each.bytes),
-                    f"{each.median_ms:.3g}",
-                    f"{each.p90_ms:.3g}",
-                    str(each.runs),
+                    f"{each.latency.median_ms:.3g}",
+                    f"{each.latency.p90_ms:.3g}",
+                    str(each.latency.runs),
                     kilobytes(each.peak_memory_bytes),
                 )
                 for each in measured.measurements
@@ -83,7 +83,7 @@ def _print_benchmark(measured: Benchmark) -> None:
     )
     if len(measured.measurements) == 2:
         first, second = measured.measurements
-        ratio = second.median_ms / first.median_ms
+        ratio = second.latency.median_ms / first.latency.median_ms
         terminal.note(f"{second.file} takes {ratio:.2f} times as long as {first.file}")
 
 

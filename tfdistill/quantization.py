@@ -51,7 +51,7 @@ _OUTPUT_ONLY_ACTIVATIONS = ("gelu", "hard_silu", "leaky_relu", "silu", "swish")
 _NO_ARITHMETIC = ("NotZero", "Sequence", "Step", "StochasticDepth", "Zeros")
 _GATES = ("GRUGates", "LSTMCell", "LSTMGates", "SimpleGates")
 _OF_GATES = "its gates compute in float; its products are in 8 bits"
-_MOVING = ("ExpandDims", "Flip", "GetItem", "Reshape", "Squeeze", "Transpose")
+_MOVING = ("Copy", "ExpandDims", "Flip", "GetItem", "Reshape", "Squeeze", "Transpose")
 _RECURRENT = (tf_keras.layers.RNN, tf_keras.layers.Bidirectional)
 
 
@@ -137,10 +137,12 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
 
     def _config(self, layer: Any, config: Any, *, is_output: bool) -> Any:
         merged = isinstance(config, configs.NoOpQuantizeConfig)  # with the layer after it
+        # The converter would fail on a recurrent layer between quantized ones.
+        gives_floats = is_output or isinstance(layer, _RECURRENT)
         if layer.name in self._skip:
             self.left_float[layer.name] = "named in `skip`"
             merged = merged or _activation(layer) == "NoOpActivation"
-            quantize_output = bool(layer.weights) and not merged and not is_output
+            quantize_output = bool(layer.weights) and not merged and not gives_floats
             return FloatConfig(layer, quantize_output=quantize_output, keep_zeros=self._sparse)
         if isinstance(layer, tf_keras.layers.Embedding):
             # A lookup has the range of what it looks up.
@@ -163,9 +165,7 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
             return FloatConfig(layer, quantize_output=False, keep_zeros=False)
         if kind not in _OUTPUT_ONLY and _activation(layer) not in _OUTPUT_ONLY_ACTIVATIONS:
             self.left_float.setdefault(layer.name, f"tfmot has no quantizer for {kind}")
-        # The converter would fail on a recurrent layer between quantized ones.
-        quantize_output = not is_output and not isinstance(layer, _RECURRENT)
-        return FloatConfig(layer, quantize_output=quantize_output, keep_zeros=self._sparse)
+        return FloatConfig(layer, quantize_output=not gives_floats, keep_zeros=self._sparse)
 
     def _kernel_config(self, layer: Any, config: Any, *, merged: bool) -> Any:
         full = registry.Default8BitQuantizeRegistry().get_quantize_config(layer)
@@ -308,7 +308,11 @@ def _quantized(
         copy = type(layer).from_config(layer.get_config())
         if _can_be_wrapped(layer):
             return tfmot.quantization.keras.quantize_annotate_layer(copy)
-        transform.left_float[layer.name] = f"tfmot cannot wrap {type(layer).__name__} as it is used"
+        transform.left_float[layer.name] = (
+            "named in `skip`"
+            if layer.name in skip
+            else f"tfmot cannot wrap {type(layer).__name__} as it is used"
+        )
         if sparse and prunable_weights(layer):
             copy.trainable = False
             transform.left_float[layer.name] += "; it is frozen, so that its zeros stay"

@@ -14,6 +14,7 @@ from tfdistill.bridge.layer_table import NOISE_LAYERS, all_in, is_random, weight
 from tfdistill.bridge.model_graphs import (
     flatten,
     graph_or_raise,
+    is_keras3,
     key_of,
     leaves_of,
     pack_inputs,
@@ -52,9 +53,9 @@ def check_conversion(source: Any, target: Any, twins: Mapping[int, Twin]) -> Non
         ConversionError: They differ by more than rounding, or cannot run.
     """
     with _random_states_kept(source):
-        inputs, outputs = _inputs_and_outputs(source)
+        inputs, outputs = inputs_and_outputs(source)
         try:
-            errors = _output_errors(outputs, _outputs(target, inputs))
+            errors = _output_errors(outputs, outputs_of(target, inputs))
             errors.update(_regularization_errors(source, twins))
             errors.update(_training_errors(source, inputs, twins))
         except CALL_ERRORS as error:
@@ -68,15 +69,22 @@ def check_conversion(source: Any, target: Any, twins: Mapping[int, Twin]) -> Non
 
 def check_outputs(source: Any, target: Any) -> None:
     """Compares the two models' outputs in inference only; raises as `check_conversion`."""
-    inputs, outputs = _inputs_and_outputs(source)
-    errors = _output_errors(outputs, _outputs(target, inputs))
+    inputs, outputs = inputs_and_outputs(source)
+    errors = _output_errors(outputs, outputs_of(target, inputs))
     _raise_if_different(errors, _tolerance(source), _hint(source))
 
 
 def _hint(source: Any) -> str:
     layers = [one for leaf in leaves_of(graph_or_raise(source)) for one in all_in(leaf.layer)]
     masked = any(getattr(layer, "mask_zero", hasattr(layer, "mask_value")) for layer in layers)
-    if masked and any(type(layer).__name__ == "MultiHeadAttention" for layer in layers):
+    attention = [layer for layer in layers if type(layer).__name__ == "MultiHeadAttention"]
+    if masked and is_keras3(source) and any(layer.dropout for layer in attention):
+        return (
+            "In Keras 3, a MultiHeadAttention with dropout gives zeros for steps that are masked, "
+            "and in tf_keras the mean of all. Use `dropout=0` and add a Dropout layer after it, or "
+            "`mask_zero=False`."
+        )
+    if masked and attention:
         return (
             "In Keras 3, a MultiHeadAttention takes the mask off its inputs, so that what reads "
             "them after it, as a residual connection does, is not masked, and in tf_keras it is. "
@@ -108,7 +116,7 @@ def _tolerance(model: Any) -> float:
     return _MAX_RELATIVE_ERROR_HALF if half else MAX_RELATIVE_ERROR
 
 
-def _inputs_and_outputs(model: Any) -> tuple[list[Any], list[Any]]:
+def inputs_and_outputs(model: Any) -> tuple[list[Any], list[Any]]:
     """Random inputs that `model` can compute with, whatever sizes it leaves open."""
     graph = graph_or_raise(model)
     is_open = any(None in tensor.shape[1:] for tensor in graph.inputs)
@@ -117,7 +125,7 @@ def _inputs_and_outputs(model: Any) -> tuple[list[Any], list[Any]]:
     for free_sizes in sizes:
         inputs = _random_inputs(graph, free_sizes)
         try:
-            return inputs, _outputs(model, inputs)
+            return inputs, outputs_of(model, inputs)
         except CALL_ERRORS as error:
             problem = problem or _in_short(error)
     raise ConversionError(
@@ -190,7 +198,8 @@ def _vocabulary(graph: Any, tensor: Any) -> tuple[int, list[Any]]:
     return min(bounds, default=2**31), words
 
 
-def _outputs(model: Any, inputs: list[Any]) -> list[Any]:
+def outputs_of(model: Any, inputs: list[Any]) -> list[Any]:
+    """What `model` gives in inference, flat; RNNs that keep their states begin with zeros."""
     graph = graph_or_raise(model)
     with _states_kept([leaf.layer for leaf in leaves_of(graph)]):
         return flatten(graph, model(pack_inputs(graph, inputs), training=False))

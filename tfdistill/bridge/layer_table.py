@@ -109,8 +109,7 @@ def _states_apart(args: tuple[Any, ...], kwargs: Config) -> tuple[tuple[Any, ...
     if not isinstance(first, list | tuple):
         return args, kwargs
     inputs, *states = first
-    if kwargs.pop("constants", None) is not None:
-        raise NoCounterpartError("its `constants` have no counterpart")
+    kwargs.pop("constants", None)  # None: a layer that reads some is refused by its config
     return (inputs, *others), {**kwargs, "initial_state": states or None}
 
 

@@ -25,6 +25,7 @@ from tfdistill.bridge.counterparts import register, registered_objects
 from tfdistill.bridge.equality import CALL_ERRORS, check_conversion, check_outputs
 from tfdistill.bridge.layer_table import adapter_of, weight_names
 from tfdistill.bridge.loading import load_model
+from tfdistill.bridge.masks import AttentionMasks
 from tfdistill.bridge.model_graphs import (
     Leaf,
     check_backend,
@@ -243,8 +244,12 @@ def _convert(
             problems.append(f"{tensor._keras_history[0].name} (InputLayer): {problem}")
     _raise_problems(problems)
 
-    def call(layer: Any, node: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    masks = AttentionMasks(model) if check and make_twin is tf_keras_twin else None
+
+    def call(layer: Any, node: Any, args: Any, kwargs: Any) -> Any:
         twin = twins[key_of(layer, node)]
+        if masks is not None:
+            args, kwargs = masks.arguments(layer, twin.name, args, kwargs)
         if "training" in kwargs and target is keras:
             raise NoCounterpartError(f"{twin.name}: Keras 3 would not heed its fixed `training`")
         try:

@@ -13,6 +13,7 @@ import numpy as np
 from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import DataError, ExportError, ModelError
 from tfdistill.host import silence
+from tfdistill.litert.compaction import with_floats_for_products
 from tfdistill.litert.flatbuffer import FAKE_QUANTIZED, layer_of, results_by_operator
 from tfdistill.litert.int4 import BLOCK_SIZES, to_int4
 from tfdistill.litert.runtime import inputs_by_name, signature_names
@@ -217,13 +218,14 @@ def convert(
             converter.target_spec.supported_ops.append(tf.lite.OpsSet.SELECT_TF_OPS)
         converter.inference_input_type, converter.inference_output_type = map(tf.as_dtype, types)
         try:
-            return bytes(converter.convert())
+            content = bytes(converter.convert())
         except Exception as error:  # the converter raises what its C++ code comes up with
             if _NOT_QUANTIZABLE.search(str(error)):  # an operator of LiteRT's, not of the graph
                 nodes += results_by_operator(
                     convert(model, "float32", allow_select_ops=allow_select_ops)
                 )
             raise _explained(str(error), format, nodes, model) from error
+    return with_floats_for_products(content) if quantization_aware else content
 
 
 def _serving_function(model: Any, *, strip: bool) -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 from tfdistill.errors import ModelError
 from tfdistill.host import processor
 from tfdistill.inspection.files import open_axes
-from tfdistill.litert.runtime import LiteRTModel, measure_latency
+from tfdistill.litert.runtime import Latency, LiteRTModel, measure_latency
 from tfdistill.settings import whole_number
 
 __all__ = ["Benchmark", "Measurement", "benchmark"]
@@ -54,18 +54,14 @@ class Measurement:
     Attributes:
         file: Its name.
         bytes: Its size.
-        median_ms: Median time of one example, milliseconds; feeding and reading left out.
-        p90_ms: 90 % of the runs took no longer, milliseconds.
-        runs: How many runs.
+        latency: How long one example takes.
         peak_memory_bytes: What loading it and one run add to a process at most, the weights that
             are read included; `None` where the system does not tell it.
     """
 
     file: str
     bytes: int
-    median_ms: float
-    p90_ms: float
-    runs: int
+    latency: Latency
     peak_memory_bytes: int | None
 
 
@@ -104,7 +100,7 @@ def benchmark(
 
     Example:
         >>> int8, float32 = benchmark(["int8.tflite", "float32.tflite"]).measurements
-        >>> float32.median_ms / int8.median_ms
+        >>> float32.latency.median_ms / int8.latency.median_ms
         2.3
     """
     threads = whole_number("threads", threads, minimum=1)
@@ -118,7 +114,7 @@ def benchmark(
                 received=", ".join(f"{name} {shape}" for name, shape in opened.items()),
                 hint="Export it with the shape that the app will feed.",
             )
-    times = measure_latency(
+    latencies = measure_latency(
         [model.seconds_per_run(_example(model)) for model in models],
         repeats=repeats,
         seconds=math.inf if runs is not None else _SECONDS * len(models),
@@ -130,12 +126,10 @@ def benchmark(
             Measurement(
                 file=Path(path).name,
                 bytes=Path(path).stat().st_size,
-                median_ms=float(np.median(each)),
-                p90_ms=float(np.quantile(each, 0.9)),
-                runs=len(each),
+                latency=latency,
                 peak_memory_bytes=_peak_memory(path, threads),
             )
-            for path, each in zip(paths, times, strict=True)
+            for path, latency in zip(paths, latencies, strict=True)
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Writing a LiteRT flatbuffer anew: short names, aligned data, nothing twice, more metadata.
+"""Writing a LiteRT flatbuffer anew: short names, aligned data, nothing twice, nothing forgotten.
 
 The converter's own names hold the path of each TensorFlow node that went into a tensor. Nothing
 reads them at run time, and in a small model they are a large part of the download.
@@ -53,8 +53,76 @@ def compact(content: bytes, model: Any, metadata: Mapping[str, bytes] | None = N
         packed.buffers.append(schema.BufferT(np.frombuffer(data, np.uint8)))
         entry = schema.MetadataT(name, len(packed.buffers) - 1)
         packed.metadata = [*(packed.metadata or ()), entry]
+    return _written(packed, len(content))
+
+
+def with_floats_for_products(content: bytes) -> bytes:
+    """Turns 8-bit values into floats where a product in float reads them.
+
+    The converter writes a product with a constant (an einsum, as in EinsumDense and
+    MultiHeadAttention) as FULLY_CONNECTED after it has chosen all types; if its result is in
+    float, it forgets the DEQUANTIZE before it, and LiteRT cannot load the file.
+
+    Args:
+        content: The converter's flatbuffer, returned as it is where nothing is missing.
+    """
+    packed = unpack(content)
+    # Of each graph, so that none is left out.
+    changed = [_add_dequantize(packed, graph) for graph in packed.subgraphs]
+    return _written(packed, len(content)) if any(changed) else content
+
+
+def _add_dequantize(packed: Any, subgraph: Any) -> bool:
+    graph, operators = Graph(packed, subgraph), []
+    floats: dict[int, int] = {}  # places of tensors, to those of their values in float
+    for operator in graph.operators:
+        if _forgets_dequantize(graph, operator):
+            place, *others = operator.inputs
+            if place not in floats:
+                floats[place] = len(graph.tensors)
+                operators.append(_dequantize(packed, graph, place))
+            operator.inputs = np.array([floats[place], *others], np.int32)
+        operators.append(operator)
+    subgraph.operators = operators
+    return bool(floats)
+
+
+def _forgets_dequantize(graph: Graph, operator: Any) -> bool:
+    if graph.name(operator) != "FULLY_CONNECTED":
+        return False
+    places = (*operator.inputs[:2], operator.outputs[0])
+    kinds = schema.TensorType
+    return [graph.tensors[place].type for place in places] == [
+        *(kinds.INT8, kinds.FLOAT32, kinds.FLOAT32)
+    ]
+
+
+def _dequantize(packed: Any, graph: Graph, place: int) -> Any:
+    """The operator, with a new tensor, the last, for what it gives."""
+    source, made = graph.tensors[place], schema.TensorT()
+    made.shape, made.shapeSignature = source.shape, source.shapeSignature
+    made.type, made.buffer, made.name = schema.TensorType.FLOAT32, 0, source.name
+    made.hasRank = source.hasRank
+    graph.tensors.append(made)
+    operator = schema.OperatorT()
+    operator.opcodeIndex = _dequantize_code(packed)
+    operator.inputs = np.array([place], np.int32)
+    operator.outputs = np.array([len(graph.tensors) - 1], np.int32)
+    return operator
+
+
+def _dequantize_code(packed: Any) -> int:
+    kind, version = schema.BuiltinOperator.DEQUANTIZE, 2  # the first that takes int8
+    for place, code in enumerate(packed.operatorCodes):
+        if code.builtinCode == kind and code.version >= version:
+            return place
+    packed.operatorCodes.append(schema.OperatorCodeT(kind, None, version, kind))
+    return len(packed.operatorCodes) - 1
+
+
+def _written(packed: Any, size: int) -> bytes:
     _join_empty_buffers(packed)
-    builder = flatbuffers.Builder(len(content))
+    builder = flatbuffers.Builder(size)
     builder.Finish(packed.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
 

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from tfdistill.litert.flatbuffer import (
 
 __all__ = [
     "Inspection",
+    "Latency",
     "LiteRTModel",
     "TensorInterface",
     "inputs_by_name",
@@ -165,9 +167,24 @@ class LiteRTModel:
         return {spec.name: spec.quantize(batch[spec.name]) for spec in self.inputs}
 
 
+@dataclass(frozen=True)
+class Latency:
+    """How long one example takes on the host, feeding and reading left out.
+
+    Attributes:
+        median_ms: Median, milliseconds.
+        p90_ms: 90 % of the runs took no longer, milliseconds.
+        runs: How many runs.
+    """
+
+    median_ms: float
+    p90_ms: float
+    runs: int
+
+
 def measure_latency(
     runs: Sequence[Iterator[float]], *, repeats: int = 200, seconds: float = 5.0
-) -> list[np.ndarray]:
+) -> list[Latency]:
     """Times models in turn, so that what slows the host down slows all of them down.
 
     Args:
@@ -176,7 +193,7 @@ def measure_latency(
         seconds: When this time is over no repeat is begun, but ten are always made.
 
     Returns:
-        For each model the milliseconds of its runs, `[repeats]`.
+        That of each model.
     """
     deadline = time.perf_counter() + seconds
     for _ in range(math.ceil(repeats / 10)):
@@ -187,7 +204,10 @@ def measure_latency(
     times: list[list[float]] = []
     while len(times) < repeats and (len(times) < 10 or time.perf_counter() < deadline):
         times.append([1000 * next(run) for run in runs])
-    return list(np.transpose(times))
+    return [
+        Latency(float(np.median(each)), float(np.quantile(each, 0.9)), len(each))
+        for each in np.transpose(times)
+    ]
 
 
 def signature_names(names: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tfdistill._keras import tf, tf_keras
+from tfdistill.bridge.own_layers import KerasOperation
 
 _layers = tf_keras.layers
 _Layer: Any = _layers.Layer
@@ -190,6 +191,8 @@ def _inputs(layer: Any) -> list[Any]:
 def _reads_a_known_mask(layer: Any) -> bool:
     """Whether what a layer does with a mask is known here: hand it on, drop it, or use it."""
     kind = type(layer).__name__
+    if isinstance(layer, KerasOperation):
+        return True  # it drops it
     if type(layer) is not getattr(_layers, kind, None):
         return False
     if kind in ("MultiHeadAttention", "GlobalAveragePooling1D"):
