@@ -118,8 +118,8 @@ def _saved_model_configs(path: Path) -> list[Any]:
         raise ModelError(
             "`path` must be a model file, or a SavedModel folder that tf_keras wrote.",
             received=f"{path} (no {_METADATA} is in it)",
-            hint="An exported SavedModel has no layers left: it can teach, as a function made by "
-            "tf.saved_model.load, but it cannot be a student.",
+            hint="An exported SavedModel has no layers left: it can teach, as "
+            "td.teachers.SavedModel(path), but it cannot be a student.",
         )
     try:
         metadata = SavedMetadata.FromString(metadata_path.read_bytes())
