@@ -45,8 +45,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "library"),
     [
         ("keras3.keras", keras),
-        pytest.param("functional.h5", tf_keras, marks=pytest.mark.slow),  # much like the next
-        ("sequential.h5", tf_keras),
+        pytest.param("functional.h5", tf_keras, marks=pytest.mark.slow),  # much like the others
+        pytest.param("sequential.h5", tf_keras, marks=pytest.mark.slow),
         ("saved_model", tf_keras),
     ],
 )

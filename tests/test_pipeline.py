@@ -213,6 +213,7 @@ def test_a_function_teaches_and_int8_is_calibrated_without_a_stage(
     assert "calibrated on 64 training examples" in result.report.rows[-1].note
 
 
+@pytest.mark.slow
 def test_two_devices_end_in_the_weights_of_one(
     teacher: Any, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path, two_replicas: Any
 ) -> None:
@@ -239,6 +240,7 @@ def test_two_devices_end_in_the_weights_of_one(
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_changed_data_are_trained_on_and_certified_anew(
     teacher: Any,
     digits: tuple[np.ndarray, np.ndarray],
