@@ -200,6 +200,7 @@ class Pipeline:
                     data,
                     augment,
                     directory=directory.path / "targets",
+                    epochs=self._taught_epochs(),
                     seed=self.seed,
                     terminal=terminal,
                 )
