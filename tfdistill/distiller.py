@@ -24,6 +24,7 @@ from tfdistill.outputs import (
     probe_inputs,
     refuse_probabilities,
 )
+from tfdistill.targets.stored import unknown_examples
 from tfdistill.teachers import (
     Teacher,
     as_teacher,
@@ -390,9 +391,10 @@ class Distiller(tf_keras.Model):
 
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raises errors of this library as such that autograph made its own, while tracing a step."""
+    """Raises errors of this library as such: autograph and tf.data make other ones of them."""
     try:
-        yield
+        with unknown_examples():
+            yield
     except Exception as error:
         origin = error.__context__
         if isinstance(origin, TfdistillError) and hasattr(origin, "ag_error_metadata"):

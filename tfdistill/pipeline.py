@@ -202,6 +202,7 @@ class Pipeline:
                     data,
                     augment,
                     directory=directory.path / "targets",
+                    epochs=self._taught_epochs(),
                     seed=self.seed,
                     terminal=terminal,
                 )

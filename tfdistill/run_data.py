@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from tfdistill.data.datasets import (
 from tfdistill.errors import DataError, SettingError
 from tfdistill.runs.fingerprint import fingerprint
 from tfdistill.settings import whole_number
-from tfdistill.targets.examples import example_ids
+from tfdistill.targets.examples import Tally, example_ids
 from tfdistill.terminal import Terminal
 from tfdistill.training import TrainingData
 
@@ -41,6 +41,7 @@ class RunData:
         name: The user's name for the training data, or `None`.
         repeats: Whether a second reading of the training set begins with examples that the first
             one held; False for data without end.
+        seen: Number of examples in the first reading, and a sum of their hashes.
     """
 
     train: TrainingData
@@ -50,6 +51,7 @@ class RunData:
     calibration: tuple[Any, ...]
     name: str | None
     repeats: bool = False
+    seen: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def start(self) -> int:
@@ -142,7 +144,7 @@ def look_at(
 
     def keep(inputs: Any) -> None:
         calibration.add(inputs)
-        numbers.add(inputs)
+        numbers.add_inputs(inputs)
 
     training, summary = _look_at_training(
         sets.pop("train"),
@@ -177,6 +179,7 @@ def look_at(
         calibration=tuple(calibration.batches),
         name=name,
         repeats=repeats,
+        seen=numbers.facts(),
     )
 
 
@@ -217,14 +220,16 @@ class _FirstInputs:
             self._left -= len(tf.nest.flatten(kept)[0])
 
 
-class _Numbers:
+class _Numbers(Tally):
     """The numbers of all examples of one reading."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._seen: list[np.ndarray] = []
 
-    def add(self, inputs: Any) -> None:
+    def add_inputs(self, inputs: Any) -> None:
         self._seen.append(example_ids(inputs).numpy())
+        self.add(self._seen[-1])
 
     def hold(self, inputs: Any) -> bool:
         """Whether all examples of a batch are among them."""

@@ -57,6 +57,7 @@ def prepare_teaching(
     augment: Augment | None,
     *,
     directory: Path,
+    epochs: int,
     seed: int,
     terminal: Terminal,
 ) -> Teaching:
@@ -68,6 +69,7 @@ def prepare_teaching(
         data: The data sets; of `data.train` it is set what the stages see.
         augment: As for `Pipeline.run`.
         directory: Where to store.
+        epochs: Of all stages that have a teacher.
         seed: The pipeline's.
         terminal: Told what is done.
 
@@ -86,18 +88,7 @@ def prepare_teaching(
             )
         check_augment(augment, train.dataset.element_spec[0])
         train.views = lambda batches, first, steps: views_of(batches, augment, seed, first, steps)
-    views = 1 if augment is None else min(asked.views, asked.epochs)
-    why_not = _why_not(asked, data, views)
-    identity = ["augment", identity_of_augment(augment), views if not why_not else None]
-    if why_not:
-        if asked.store_targets is True:
-            raise DataError(
-                "`train` must hold the same examples in each epoch, for targets to be stored.",
-                received=why_not,
-                hint="Leave random augmentation to `augment=`, and repetition to the epochs; or "
-                'set store_targets="auto".',
-            )
-        return Teaching(data.validation, None, why_not, identity)
+    views = 1 if augment is None else min(asked.views, epochs)
 
     def store(name: str, batches: Any, **more: Any) -> StoredTargets:
         layers = [layer for loss in asked.losses for layer in loss.teacher_layers]
@@ -112,21 +103,38 @@ def prepare_teaching(
             **more,
         )
 
-    stored = store("train", train.dataset, augment=augment, views=views, data_name=data.identity)
-    train.position += stored.readings
+    stored = None
+    why_not = _why_not(asked, data, views, epochs)
+    if not why_not:
+        stored = store(
+            "train", train.dataset, augment=augment, views=views, data_name=data.identity
+        )
+        train.position += stored.readings
+        if stored.seen != data.seen:  # shuffled, and a remainder dropped
+            stored, why_not = None, "each reading of the training data leaves out other examples"
+    identity = ["augment", identity_of_augment(augment), None if stored is None else views]
+    if stored is None:
+        if asked.store_targets is True:
+            raise DataError(
+                "`train` must hold the same examples in each epoch, for targets to be stored.",
+                received=why_not,
+                hint="Leave random augmentation to `augment=`, repetition to the epochs, and "
+                'drop_remainder out; or set store_targets="auto".',
+            )
+        return Teaching(data.validation, None, why_not, identity)
     train.taught = stored.attach
     if augment is not None:
         train.views = lambda batches, first, steps: views_of(
             batches, augment, seed, first, steps, views=views
         )
     validation = data.validation
-    if validation is not None:
+    if validation is not None and not varying_inputs(validation):
         kept = store("validation", validation, data_name=data.summaries["validation"].content)
         validation = kept.attach(validation)
     return Teaching(validation, stored, "", [*identity, "float16"])
 
 
-def _why_not(asked: Distillation, data: RunData, views: int) -> str:
+def _why_not(asked: Distillation, data: RunData, views: int, epochs: int) -> str:
     """Why targets are not stored, as a clause; "" where they are."""
     if asked.store_targets is False:
         return "store_targets=False"
@@ -137,6 +145,6 @@ def _why_not(asked: Distillation, data: RunData, views: int) -> str:
         return f"inputs of the varying size {varying} are others in each batch"
     if not data.repeats:
         return "the training data have other values each time they are read"
-    if asked.store_targets == "auto" and asked.epochs <= views:
-        return f"{asked.epochs} epochs show no more than the {views} views to be stored"
+    if asked.store_targets == "auto" and epochs <= views:
+        return f"in epochs={epochs} none of views={views} would be seen twice"
     return ""

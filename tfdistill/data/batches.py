@@ -32,7 +32,12 @@ ELEMENTS = "Elements must be batches (inputs, labels), or with sample_weight as 
 
 
 def as_batches(
-    data: Any, *, batch_size: int | None = None, seed: int = 0, name: str = "train"
+    data: Any,
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+    name: str = "train",
+    shuffle: bool = True,
 ) -> tf.data.Dataset:
     """Makes a `tf.data.Dataset` of batches of what a user gave.
 
@@ -44,6 +49,7 @@ def as_batches(
         batch_size: For arrays only; 128 when None.
         seed: For the order of arrays, which are shuffled where `name` is "train".
         name: What errors call the data.
+        shuffle: False for the order that arrays are given in, whatever `name` is.
 
     Raises:
         DataError: `data` is something else, empty or not batched, or its arrays differ in length.
@@ -53,7 +59,7 @@ def as_batches(
         >>> batches = as_batches((images, labels), batch_size=32)
     """
     if not isinstance(data, tf.data.Dataset):
-        return _arrays_as_batches(data, batch_size, seed, name)
+        return _arrays_as_batches(data, batch_size, seed, name, shuffle and name == "train")
     if batch_size is not None:
         raise SettingError(
             f"`batch_size` must be None where `{name}` is a tf.data.Dataset, which is batched.",
@@ -73,7 +79,9 @@ def as_batches(
     return data
 
 
-def _arrays_as_batches(data: Any, batch_size: int | None, seed: int, name: str) -> Any:
+def _arrays_as_batches(
+    data: Any, batch_size: int | None, seed: int, name: str, shuffle: bool
+) -> Any:
     arrays = data if isinstance(data, tuple) else (data,)
     parts = tf.nest.flatten(arrays)
     # tf.data makes one tensor of a list, whatever it holds
@@ -105,7 +113,7 @@ def _arrays_as_batches(data: Any, batch_size: int | None, seed: int, name: str) 
     arrays = tf.nest.map_structure(
         lambda part: part.astype(np.float32) if part.dtype == np.float64 else part, arrays
     )
-    batches = array_batches(arrays, size, seed if name == "train" else None)
+    batches = array_batches(arrays, size, seed if shuffle else None)
     return batches.prefetch(tf.data.AUTOTUNE)
 
 

@@ -11,37 +11,42 @@ import numpy.typing as npt
 from tfdistill._keras import tf
 from tfdistill.errors import DataError
 from tfdistill.targets.encoding import Encoding
-from tfdistill.targets.examples import Augment, example_ids, view_of
+from tfdistill.targets.examples import Augment, Tally, example_ids, view_of
 from tfdistill.targets.shards import Shard
 
-__all__ = ["Asking", "Seen", "wanted", "worker_of"]
+__all__ = ["Asking", "Seen", "wait_for_workers", "wanted", "worker_of"]
 
 
 class Seen:
-    """Batches `(ids, inputs)` of the data, counted as they are read."""
+    """Batches `(ids, inputs)` of the data, counted as they are read.
+
+    Attributes:
+        batch_size: Of the largest batch so far.
+    """
 
     def __init__(self, batches: Any) -> None:
         pairs = batches.map(lambda inputs, *_: (example_ids(inputs), inputs), tf.data.AUTOTUNE)
         self._pairs = pairs.prefetch(tf.data.AUTOTUNE)
-        self._examples = 0
-        self._sum = 0
+        self._tally = Tally()
+        self.batch_size = 0
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[np.int64], Any]]:
         for tensor, inputs in self._pairs:
             ids = tensor.numpy()
-            self._examples += len(ids)
-            self._sum += int(ids.view(np.uint64).sum(dtype=np.uint64))
+            self._tally.add(ids)
+            self.batch_size = max(self.batch_size, len(ids))
             yield ids, inputs
 
     def facts(self) -> dict[str, Any]:
-        """How many examples there were, and a sum of their numbers: the same in each order.
+        """As of `Tally`.
 
         Raises:
             DataError: There was none.
         """
-        if self._examples == 0:
+        facts = self._tally.facts()
+        if facts["examples"] == 0:
             raise DataError("`train` must hold at least one example.", received="an empty data set")
-        return {"examples": self._examples, "sum": f"{self._sum % 2**64:016x}"}
+        return facts
 
 
 def wanted(
@@ -49,10 +54,8 @@ def wanted(
 ) -> Iterator[tuple[npt.NDArray[np.int64], Any]]:
     """The examples of a part that are not stored yet, in batches as large as the data's."""
     known = np.sort(np.concatenate([np.empty(0, np.int64), *(shard.ids for shard in shards)]))
-    size = 0
     waiting: list[Any] = []  # parts of batches, as NumPy arrays
     for ids, inputs in seen:
-        size = max(size, len(ids))
         missing = ids.view(np.uint64) % np.uint64(part[1]) == part[0]
         if len(known):
             missing &= known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] != ids
@@ -61,6 +64,7 @@ def wanted(
         elif missing.any():
             kept = tf.nest.map_structure(lambda each, rows=missing: each.numpy()[rows], inputs)
             waiting.append((ids[missing], kept))
+            size = seen.batch_size
             if sum(len(each) for each, _ in waiting) >= size:
                 joined = _joined(waiting)
                 yield _rows(joined, slice(size))
@@ -78,7 +82,11 @@ def _joined(batches: Sequence[Any]) -> Any:
 
 
 class Asking:
-    """The teacher's forward pass over one view of a batch, on all replicas there are."""
+    """The teacher's forward pass over one view of a batch, on all replicas there are.
+
+    Attributes:
+        replicas: How many these are.
+    """
 
     def __init__(
         self, teacher: Any, encoding: Encoding, augment: Augment | None, seed: int
@@ -88,6 +96,8 @@ class Asking:
         self._strategy = (
             None if worker_of(strategy) or strategy.num_replicas_in_sync == 1 else strategy
         )
+
+        self.replicas = 1 if self._strategy is None else strategy.num_replicas_in_sync
 
         @tf.function(reduce_retracing=True)
         def look(ids: Any, inputs: Any, view: Any) -> Any:
@@ -107,9 +117,9 @@ class Asking:
         """Fields of a row `[batch, ...]` and divergences `[batch]`, as NumPy arrays."""
         inputs = self._look(ids, inputs, tf.constant(view, tf.int64))
         strategy = self._strategy
-        if strategy is None or len(ids) < strategy.num_replicas_in_sync:
+        if strategy is None or len(ids) < self.replicas:
             return tf.nest.map_structure(np.asarray, self._ask(inputs))
-        parts = np.array_split(np.arange(len(ids)), strategy.num_replicas_in_sync)
+        parts = np.array_split(np.arange(len(ids)), self.replicas)
 
         def of_replica(context: Any) -> Any:
             rows = parts[context.replica_id_in_sync_group]
@@ -126,9 +136,28 @@ class Asking:
 
 
 def worker_of(strategy: Any) -> tuple[int, int] | None:
-    """Number of this worker, and of all, where a strategy has several."""
-    resolver = getattr(strategy, "cluster_resolver", None)
-    if resolver is None or "worker" not in (cluster := resolver.cluster_spec()).jobs:
+    """Number of this worker, and of all, where each runs this program."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return None  # a TPU's workers, too, have one program
+    resolver = strategy.cluster_resolver
+    cluster = resolver.cluster_spec()
+    tasks = [
+        (job, task)
+        for job in ("chief", "worker")
+        if job in cluster.jobs
+        for task in range(cluster.num_tasks(job))
+    ]
+    if len(tasks) < 2:
         return None
-    workers = cluster.num_tasks("worker")
-    return (int(resolver.task_id), workers) if workers > 1 else None
+    return tasks.index((resolver.task_type, int(resolver.task_id))), len(tasks)
+
+
+def wait_for_workers() -> None:
+    """Comes back when all workers of the strategy have come here."""
+
+    @tf.function
+    def meet() -> Any:
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.ones([]))
+
+    tf.distribute.get_strategy().run(meet)

@@ -75,9 +75,11 @@ class Encoding:
             ]
             kept["rest"] = tf.maximum(tf.stack(levels, axis=-1), _LOWEST)
             logits = values
-        kept["logits"] = self._small(logits)
+        if self.dtype == "float16":
+            logits = tf.clip_by_value(logits, _LOWEST, 0.0)
+        kept["logits"] = tf.cast(logits, self.dtype)
         for name in self.features:
-            kept[f"feature {name}"] = self._small(outputs.features[name])
+            kept[f"feature {name}"] = tf.cast(outputs.features[name], self.dtype)
         return kept
 
     def decode(self, kept: Mapping[str, Any]) -> Outputs:
@@ -111,12 +113,6 @@ class Encoding:
             return tf.reduce_sum(tf.exp(theirs) * (theirs - ours), axis=-1)
 
         return tf.reduce_max(tf.stack([at(t) for t in self.temperatures or (1.0,)]), axis=0)
-
-    def _small(self, values: Any) -> Any:
-        values = tf.cast(values, tf.float32)
-        if self.dtype == "float16":
-            values = tf.clip_by_value(values, _LOWEST, -_LOWEST)
-        return tf.cast(values, self.dtype)
 
 
 def _put(logits: Any, classes: Any, values: Any) -> Any:

@@ -11,15 +11,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tfdistill._keras import tf
 from tfdistill.errors import SettingError
 
 __all__ = [
     "Augment",
+    "Tally",
     "check_augment",
     "example_ids",
     "numbered",
+    "random_inputs",
     "varying_inputs",
     "view_of",
     "views_of",
@@ -28,6 +31,7 @@ __all__ = [
 Augment = Callable[[Any, Any], Any]
 
 _VIEWS = 2**20  # seeds of different pipelines must not meet
+_TRIALS = 32  # of a coin that is tossed, not one in 10^9 looks like none
 
 
 def example_ids(inputs: Any) -> Any:
@@ -86,31 +90,82 @@ def check_augment(augment: Augment | None, spec: Any) -> None:
         raise SettingError(
             "`augment` must be None or a function of (example, seed).", received=augment
         )
-    generator = np.random.default_rng(0)
-    inputs = tf.nest.map_structure(
-        lambda part: tf.cast(generator.uniform(size=[4, *part.shape[1:]]), part.dtype), spec
-    )
-
-    def once() -> Any:
-        # Traced each time: what Python or NumPy draw at random would stay the same in one trace.
-        return tf.function(lambda x: view_of(x, example_ids(x), 0, augment, 0))(inputs)
-
-    try:
-        first, second = once(), once()
-    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
-        raise SettingError(
-            "`augment` must take (example, seed) and keep the example's shape and dtype.",
-            received=str(error).strip().splitlines()[-1],
-            hint="Its seed is an int64 tensor [2].",
-        ) from error
-    for one, other in zip(tf.nest.flatten(first), tf.nest.flatten(second), strict=True):
-        if not np.array_equal(one, other):
+    example = tf.nest.map_structure(lambda part: part[0], random_inputs(spec))
+    seed = tf.constant([1, 2], tf.int64)
+    # As Python: what a tf.function of the user's drew while it was traced would stay the same.
+    plain = getattr(augment, "python_function", augment)
+    try:  # once in a graph, as tf.data calls it; concrete, else TensorFlow warns of retracing
+        tf.function(lambda: augment(example, seed)).get_concrete_function()
+        results = [plain(example, seed) for _ in range(_TRIALS)]
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        raise _wrong_augment(str(error).strip().splitlines()[-1].strip()) from error
+    if _described(results[0]) != _described(example):
+        raise _wrong_augment(f"{_described(results[0])} for {_described(example)}")
+    first = tf.nest.flatten(results[0])
+    for result in results[1:]:
+        if not all(map(np.array_equal, first, tf.nest.flatten(result))):
             raise SettingError(
                 "`augment` must give the same for the same example and seed.",
-                received="another result at the second call: it draws random numbers of its own",
+                received="another result at another call: it draws random numbers of its own",
                 hint="Draw them with tf.random.stateless_* or tf.image.stateless_* functions "
                 "from the seed it is given.",
             )
+
+
+def random_inputs(spec: Any, examples: int = 4) -> Any:
+    """A batch of random inputs, always the same ones.
+
+    Args:
+        spec: Of the inputs of a batch, `tf.TensorSpec` of fixed sizes.
+        examples: How many.
+    """
+    generator = np.random.default_rng(0)
+
+    def draw(part: Any) -> Any:
+        shape = [examples, *part.shape[1:]]
+        if part.dtype == tf.string:
+            return tf.zeros(shape, part.dtype)
+        if part.dtype.is_floating or part.dtype.is_complex:
+            return tf.cast(generator.random(shape), part.dtype)
+        return tf.cast(generator.integers(2, size=shape), part.dtype)  # word 1 is in any text
+
+    return tf.nest.map_structure(draw, spec)
+
+
+def _described(structure: Any) -> str:
+    """Dtypes and shapes, as text."""
+    described = tf.nest.map_structure(
+        lambda part: (
+            f"{part.dtype.name}{[*part.shape]}" if tf.is_tensor(part) else type(part).__name__
+        ),
+        structure,
+    )
+    return described if isinstance(described, str) else str(described)
+
+
+def _wrong_augment(received: str) -> SettingError:
+    return SettingError(
+        "`augment` must take (example, seed) and keep the example's shape and dtype.",
+        received=received,
+        hint="Its seed is an int64 tensor [2].",
+    )
+
+
+class Tally:
+    """Counts examples and sums their numbers: the same in each order."""
+
+    def __init__(self) -> None:
+        self._examples = 0
+        self._sum = 0
+
+    def add(self, ids: npt.NDArray[np.int64]) -> None:
+        """Takes the numbers of a batch."""
+        self._examples += len(ids)
+        self._sum += int(ids.view(np.uint64).sum(dtype=np.uint64))
+
+    def facts(self) -> dict[str, Any]:
+        """Number of examples, and the sum; tells one data set from another."""
+        return {"examples": self._examples, "sum": f"{self._sum % 2**64:016x}"}
 
 
 def numbered(dataset: Any, first: int, steps: int | None = None) -> Any:

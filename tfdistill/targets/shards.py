@@ -3,7 +3,7 @@
 ::
 
     targets.json             what the targets belong to: teacher, data, augmentation, settings
-    part-0-of-1.json         that a part is finished, and which examples it has seen
+    part-0-of-1.json         that a part is finished: its shards, and which examples it has seen
     shard-0-of-1-00000.json  checksums of a shard's two files, written last
     shard-0-of-1-00000.ids.npy      int64 `[examples]`: their numbers, see `examples`
     shard-0-of-1-00000.targets.npy  `[examples * views]` rows, see `encoding`
@@ -17,7 +17,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,7 @@ __all__ = ["Shard", "TargetsDirectory"]
 _FORMAT = "tfdistill targets"
 _VERSION = 1  # of the rows, too: another one is refused
 _RECORD = "targets.json"
+_SETTLING = ".lock-settling"
 _SHARD = re.compile(r"shard-(\d+-of-\d+)-(\d{5,})\.json")
 _OURS = re.compile(r"(targets|part-.*|shard-.*)\.json|shard-.*\.npy|\.lock-.*")
 
@@ -98,9 +99,12 @@ class TargetsDirectory:
         self._part = f"{part[0]}-of-{part[1]}"
         self._note = note
         self._overwrite = overwrite
-        self._lock = filelock.FileLock(
-            self.path / f".lock-{self._part}", timeout=0, thread_local=False
-        )
+        self._lock = self._lock_of(f".lock-{self._part}")
+        # Held for moments only: nobody begins to write a part while another one clears them all.
+        self._settling = self._lock_of(_SETTLING, timeout=-1)
+
+    def _lock_of(self, name: str, timeout: float = 0) -> filelock.BaseFileLock:
+        return filelock.FileLock(self.path / name, timeout=timeout, thread_local=False)
 
     def __enter__(self) -> TargetsDirectory:
         """Makes, locks and checks the directory.
@@ -119,21 +123,24 @@ class TargetsDirectory:
                 received=f"{str(self.path)!r}, which holds {', '.join(sorted(foreign)[:5])}",
                 hint="Choose another directory; nothing was changed in this one.",
             )
-        with reading_and_writing(self.path):
+        with reading_and_writing(self.path), self._settling:
             try:
                 self._lock.acquire()
             except filelock.Timeout:
-                raise RunDirectoryError(
-                    "`path` must not be written by another process.",
-                    received=f"{str(self.path)!r}, whose part {self._part} is being stored",
-                    hint="Wait for it to end, or choose another directory.",
-                ) from None
-        try:
-            self._settle()
-        except BaseException:
-            self._lock.release()
-            raise
+                raise self._busy(self._part) from None
+            try:
+                self._settle()
+            except BaseException:
+                self._lock.release()
+                raise
         return self
+
+    def _busy(self, part: str) -> RunDirectoryError:
+        return RunDirectoryError(
+            "`path` must not be written by another process.",
+            received=f"{str(self.path)!r}, whose part {part} is being stored",
+            hint="Wait for it to end, or choose another directory.",
+        )
 
     def __exit__(
         self,
@@ -160,10 +167,11 @@ class TargetsDirectory:
                 {"format": _FORMAT, "version": _VERSION, "belongs_to": self._belongs_to},
             )
             return
-        with reading_and_writing(self.path):
-            for path in self.path.iterdir():  # of other parts, others may be in the making
-                if is_leftover(path.name) and f"-{self._part}" in path.name:
-                    path.unlink()
+        # Of other parts, others may be in the making.
+        ours = (f".shard-{self._part}-", f".part-{self._part}.", f".{_RECORD}.")
+        for path in self.path.iterdir():
+            if is_leftover(path.name) and path.name.startswith(ours):
+                path.unlink()
 
     def _differences(self, record: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
         stored = {"version": record.get("version"), **record.get("belongs_to", {})}
@@ -177,13 +185,29 @@ class TargetsDirectory:
         return RunDirectoryError(
             f"`path` must hold targets of this teacher, data and settings: {str(self.path)!r}.",
             received=both,
-            hint="Give another path, or delete this one to store them anew.",
+            hint="Give another path, or overwrite=True to store them anew in this one.",
         )
 
+    def clear(self) -> None:
+        """Removes the targets of all parts.
+
+        Raises:
+            RunDirectoryError: Another process writes one of them.
+        """
+        with reading_and_writing(self.path), self._settling:
+            self._clear()
+
     def _clear(self) -> None:
-        with reading_and_writing(self.path):
-            names = os.listdir(self.path)
-        self._remove(*(self.path / n for n in names if n.startswith(("part-", "shard-"))))
+        names = os.listdir(self.path)
+        for name in names:
+            if name.startswith(".lock-") and name not in (_SETTLING, f".lock-{self._part}"):
+                try:
+                    with self._lock_of(name):
+                        pass
+                except filelock.Timeout:
+                    raise self._busy(name.removeprefix(".lock-")) from None
+        parts_first = sorted(n for n in names if n.startswith(("part-", "shard-")))
+        self._remove(*(self.path / name for name in parts_first))
 
     def _remove(self, *paths: Path) -> None:
         for path in paths:
@@ -206,8 +230,10 @@ class TargetsDirectory:
                 part = match[1] if match else ""
                 if part == self._part:
                     self._note(f"{error} is damaged; its examples are stored again")
-                    self._remove(path, _beside(path, "ids"), _beside(path, "targets"))
-                    self._remove(self.path / f"part-{part}.json")
+                    self._remove(
+                        self.path / f"part-{part}.json",  # a kill after this one is no harm
+                        *(path, _beside(path, "ids"), _beside(path, "targets")),
+                    )
                 else:
                     self._note(f"{error} is damaged; store the part {part} again")
                 continue
@@ -238,18 +264,37 @@ class TargetsDirectory:
         write_record(path, record)
         return Shard(path, len(ids), json.loads(to_json(facts)))
 
-    def finished(self) -> dict[str, Any] | None:
-        """What was written down when this part was finished; `None` where it is not."""
+    def finished(self, shards: Sequence[Shard]) -> dict[str, Any] | None:
+        """What was written down when this part was finished; `None` where it is not.
+
+        Args:
+            shards: Those that are whole.
+        """
         path = self.path / f"part-{self._part}.json"
         try:
-            return read_record(path)
+            record = read_record(path)
         except DamagedFileError as error:
             self._note(f"{error} is damaged; the data are read again")
             return None
+        if record is None:
+            return None
+        there = {shard.path.name for shard in shards}
+        missing = [name for name in record["shards"] if name not in there]
+        if missing:
+            self._note(f"{self.path / missing[0]} is missing; its examples are stored again")
+            return None
+        return dict(record["facts"])
 
-    def finish(self, facts: Mapping[str, Any]) -> None:
-        """Writes down that this part is finished."""
-        write_record(self.path / f"part-{self._part}.json", facts)
+    def finish(self, shards: Sequence[Shard], facts: Mapping[str, Any]) -> None:
+        """Writes down that this part is finished.
+
+        Args:
+            shards: All that are there.
+            facts: Whatever is to be known of the data.
+        """
+        names = [shard.path.name for shard in shards]
+        ours = [name for name in names if name.startswith(f"shard-{self._part}-")]
+        write_record(self.path / f"part-{self._part}.json", {"shards": ours, "facts": facts})
 
 
 def _beside(record: Path, kind: str) -> Path:

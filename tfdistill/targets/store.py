@@ -12,24 +12,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfdistill._keras import tf, tf_keras
+from tfdistill._keras import tf
 from tfdistill.data.batches import as_batches
 from tfdistill.data.datasets import identity_of_augment
 from tfdistill.errors import DataError, ModelError, SettingError
+from tfdistill.losses import Outputs, Shapes
 from tfdistill.losses.base import shown
-from tfdistill.outputs import is_functional
 from tfdistill.runs.fingerprint import fingerprint
 from tfdistill.settings import is_number, whole_number
-from tfdistill.targets.asking import Asking, Seen, wanted, worker_of
+from tfdistill.targets.asking import Asking, Seen, wait_for_workers, wanted, worker_of
 from tfdistill.targets.encoding import Encoding
 from tfdistill.targets.examples import (
     Augment,
     check_augment,
+    random_inputs,
     varying_inputs,
 )
 from tfdistill.targets.shards import Shard, TargetsDirectory
 from tfdistill.targets.stored import Rows, StoredTargets
-from tfdistill.teachers import as_teacher, identity_of_teacher
+from tfdistill.teachers import as_teacher, failures_named, identity_of_teacher
 from tfdistill.terminal import Terminal
 
 __all__ = ["store_targets"]
@@ -62,7 +63,8 @@ def store_targets(
     An example is known by a hash of its inputs, so `train` may come in any order. Killed and
     called again, it goes on at the next shard; a damaged shard is made again. Inside the scope
     of a `tf.distribute` strategy all its replicas are used. Of several workers of a
-    `MultiWorkerMirroredStrategy` each stores the part of the examples that is its own.
+    `MultiWorkerMirroredStrategy` each stores the part of the examples that is its own, and all
+    wait for the last.
 
     Args:
         teacher: As for `Distiller`.
@@ -82,7 +84,8 @@ def store_targets(
             without reading the data once to compare.
         part: `(which, of how many)` parts this call is to store, for several machines that share
             a disk. Other calls store the others, and each gets what is there.
-        shard_examples: Examples in a shard. By default 64 MB, or what is stored in a minute.
+        shard_examples: Examples after which a shard is written, in whole batches. By default
+            64 MB, or what is stored in a minute.
         overwrite: Whether targets of another teacher, data set or settings in `path` give way.
         verbose: 0 for silence.
 
@@ -94,6 +97,7 @@ def store_targets(
             its own.
         DataError: `train` is empty, endless, or has inputs of varying size.
         ModelError: The teacher cannot be used.
+        TeacherError: It runs outside of TensorFlow and failed on a batch.
         RunDirectoryError: `path` holds targets of another teacher, data set or settings, is being
             written by another process, or is full.
 
@@ -109,7 +113,8 @@ def store_targets(
     terminal = Terminal(verbose=verbose)
     views = whole_number("views", views, minimum=1)
     seed = whole_number("seed", seed, minimum=0)
-    part = _checked_part(part)
+    part_of_worker = worker_of(tf.distribute.get_strategy()) if part is None else None
+    part = part_of_worker or _checked_part(part)
     if shard_examples is not None:
         whole_number("shard_examples", shard_examples, minimum=1)
     if dtype not in _DTYPES:
@@ -118,7 +123,7 @@ def store_targets(
         raise SettingError(
             "`views` must be 1 without `augment`: all would be alike.", received=views
         )
-    batches = as_batches(train, name="validation")  # a name that is not shuffled
+    batches = as_batches(train, shuffle=False)
     varying = varying_inputs(batches)
     if varying:
         raise DataError(
@@ -133,12 +138,13 @@ def store_targets(
             hint="Leave out `repeat()`.",
         )
     check_augment(augment, batches.element_spec[0])
-    stand_in = _stand_in(teacher, batches)
-    made = as_teacher(teacher, stand_in, tuple(layers))
-    encoding = _encoding(made.shapes, dtype, top_k, temperatures)
+    examples = random_inputs(batches.element_spec[0])
+    made = as_teacher(teacher, layers=tuple(layers), examples=examples)
+    with failures_named(made):
+        encoding = _encoding(_shapes(made(examples)), dtype, top_k, temperatures)
     belongs_to = {
-        "teacher": fingerprint(identity_of_teacher(teacher, stand_in)),
-        "data": data_name,
+        "teacher": fingerprint(identity_of_teacher(teacher, examples=examples)),
+        "data_name": data_name,
         "inputs": str(batches.element_spec[0]),
         "augment": None if augment is None else fingerprint(identity_of_augment(augment)),
         "views": views,
@@ -148,45 +154,66 @@ def store_targets(
         "temperatures": encoding.temperatures,
         "layers": [*layers],
     }
+    readings = 0
     with TargetsDirectory(path, belongs_to, part, terminal.warn, overwrite) as directory:
         shards = directory.shards()
-        finished = directory.finished()
-        seen = Seen(batches)
+        finished = directory.finished(shards)
+        if finished is not None and data_name is None:
+            readings += 1
+            facts = _facts_of(batches, terminal)
+            if facts != finished:
+                if not overwrite:
+                    differ = {f"data, {n}": (finished.get(n), facts[n]) for n in facts}
+                    raise directory.stale(differ)
+                directory.clear()
+                shards, finished = [], None
         if finished is None:
+            readings += 1
+            seen = Seen(batches)
             asking = Asking(made, encoding, augment, seed)
-            steps = int(batches.cardinality())
-            with terminal.progress("storing targets", unit="examples") as work:
-                writer = _Writer(directory, encoding, views, shard_examples)
+            writer = _Writer(directory, encoding, views, shard_examples)
+            with (
+                failures_named(made, "storing began", replicas=asking.replicas * views),
+                terminal.progress("storing targets", unit="examples") as work,
+            ):
+                steps, stored = int(batches.cardinality()), sum(s.examples for s in shards)
                 for ids, inputs in wanted(seen, shards, part):
-                    writer.add(ids, [asking(ids, inputs, view) for view in range(views)])
                     if work.total is None and steps > 0:
-                        work.total = steps * len(ids)
+                        work.total = max(0, steps * seen.batch_size - stored) // part[1]
+                    writer.add(ids, [asking(ids, inputs, view) for view in range(views)])
                     work.advance(len(ids))
                 writer.flush()
             shards += writer.made
-            directory.finish(seen.facts())
-        elif data_name is None:
-            with terminal.progress("comparing the data with those of the stored targets") as work:
-                for ids, _ in seen:
-                    work.advance(len(ids))
-            facts = seen.facts()
-            differ = [name for name in facts if facts[name] != finished.get(name)]
-            if differ:
-                raise directory.stale({f"data, {n}": (finished.get(n), facts[n]) for n in differ})
+            finished = seen.facts()
+            directory.finish(shards, finished)
+    if part_of_worker is not None:
+        wait_for_workers()
+        shards = directory.shards()  # now those of the others, too
+    rows = Rows(shards, views, encoding.row)
     return StoredTargets(
         path=Path(path),
-        examples=sum(shard.examples for shard in shards),
+        examples=rows.examples,
         views=views,
         bytes=sum(shard.bytes for shard in shards),
         seconds=sum(shard.facts["seconds"] for shard in shards),
         divergence=_divergence(shards),
-        readings=int(finished is None or data_name is None),
+        readings=readings,
+        seen=finished,
         _data=train,
         _encoding=encoding,
         _augment=augment,
         _seed=seed,
-        _rows=Rows(shards, views, encoding.row),
+        _rows=rows,
     )
+
+
+def _facts_of(batches: Any, terminal: Terminal) -> dict[str, Any]:
+    """Reads the data, to be compared with what the stored targets are of."""
+    seen = Seen(batches)
+    with terminal.progress("comparing the data with those of the stored targets") as work:
+        for ids, _ in seen:
+            work.advance(len(ids))
+    return seen.facts()
 
 
 def _divergence(shards: Sequence[Shard]) -> tuple[float, float]:
@@ -225,11 +252,10 @@ class _Writer:
         for view, (kept, divergence) in enumerate(views):
             for name, values in kept.items():
                 if not np.isfinite(values).all():
-                    raise ModelError(
-                        "`teacher` must give finite logits and features.",
-                        received=f"NaN or infinity in {name} of a batch of {len(ids)} examples",
-                    )
+                    raise self._not_finite(name, len(ids))
                 rows[name][:, view] = values
+            if not np.isfinite(divergence).all():  # a logit of -infinity, kept as a finite one
+                raise self._not_finite("logits", len(ids))
             self._divergence[0] += float(divergence.sum(dtype=np.float64))
             self._divergence[1] = max(self._divergence[1], float(divergence.max()))
         self._ids.append(ids)
@@ -237,6 +263,13 @@ class _Writer:
         stored = sum(map(len, self._ids))
         if stored >= self._most or time.monotonic() - self._began > self._seconds:
             self.flush()
+
+    def _not_finite(self, name: str, batch: int) -> ModelError:
+        return ModelError(
+            f"`teacher` must give logits and features that are finite in {self._row[name].base}.",
+            received=f"NaN or infinity in {name} of a batch of {batch} examples",
+            hint='dtype="float32" holds larger features.' if name.startswith("feature") else "",
+        )
 
     def flush(self) -> None:
         """Writes what is gathered."""
@@ -252,9 +285,9 @@ class _Writer:
 
 
 def _checked_part(part: Any) -> tuple[int, int]:
-    """The part to store: as given, or the worker's of a cluster, or all."""
+    """The part to store: as given, or all."""
     if part is None:
-        return worker_of(tf.distribute.get_strategy()) or (0, 1)
+        return 0, 1
     if not isinstance(part, tuple) or len(part) != 2:
         raise SettingError("`part` must be (which, of how many).", received=part)
     which, of = (whole_number("part", each, minimum=0) for each in part)
@@ -263,33 +296,21 @@ def _checked_part(part: Any) -> tuple[int, int]:
     return which, of
 
 
-def _stand_in(teacher: Any, batches: Any) -> Any:
-    """A model that takes what the data has, as a student would."""
-    spec = batches.element_spec[0]
-    if is_functional(teacher) and len(tf.nest.flatten(spec)) > 1:
-        return teacher  # its own order and names of the inputs
-    inputs = tf.nest.map_structure(
-        lambda part: tf_keras.Input(part.shape[1:], dtype=part.dtype), spec
-    )
-    return tf_keras.Model(inputs, inputs)
+def _shapes(said: Outputs) -> Shapes:
+    """Measured: a teacher may leave sizes open that these data have."""
+    features = {name: tuple(values.shape[1:]) for name, values in said.features.items()}
+    return Shapes(tuple(said.logits.shape[1:]), features)
 
 
 def _encoding(
     shapes: Any, dtype: str, top_k: int | None, temperatures: Sequence[float]
 ) -> Encoding:
-    if len(shapes.logits) != 1 or shapes.logits[0] is None:
+    if len(shapes.logits) != 1:
         raise ModelError(
-            "`teacher` must have logits [batch, classes], with a known number of classes.",
+            "`teacher` must have logits [batch, classes].",
             received=f"logits {shown(shapes.logits)}",
         )
     classes = int(shapes.logits[0])
-    for name, shape in shapes.features.items():
-        if None in shape:
-            raise ModelError(
-                "`layers` must have outputs of fixed sizes, to be stored.",
-                received=f"{name}: {shown(shape)}",
-                hint="Give the teacher an input of fixed size.",
-            )
     if top_k is None:
         return Encoding(classes, dtype, features=dict(shapes.features))
     whole_number("top_k", top_k, minimum=1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfdistill._keras import tf
-from tfdistill.data.batches import array_batches, as_batches, shuffled
+from tfdistill.data.batches import as_batches, shuffled
 from tfdistill.errors import DataError
 from tfdistill.losses import Shapes
 from tfdistill.losses.base import Taught
@@ -20,9 +21,10 @@ from tfdistill.targets.encoding import Encoding
 from tfdistill.targets.examples import Augment, example_ids, numbered, view_of
 from tfdistill.targets.shards import Shard
 
-__all__ = ["Rows", "StoredTargets"]
+__all__ = ["Rows", "StoredTargets", "unknown_examples"]
 
 _SHUFFLE_BUFFER = 10_000
+_UNKNOWN = "Every example must be one that targets were stored of."
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +40,8 @@ class StoredTargets:
         divergence: Mean and largest KL divergence of the teacher's distribution from the stored
             one, over all views (with `top_k` the larger one over the temperatures); 0.0 where
             nothing was left out.
-        readings: How often the data was read in this call: 0 or 1.
+        readings: How often the data were read in this call.
+        seen: Number of examples in the data when they were stored, and a sum of their hashes.
     """
 
     path: Path
@@ -48,6 +51,7 @@ class StoredTargets:
     seconds: float
     divergence: tuple[float, float]
     readings: int
+    seen: Mapping[str, Any]
     _data: Any
     _encoding: Encoding
     _augment: Augment | None
@@ -83,12 +87,11 @@ class StoredTargets:
         seed = self._seed if seed is None else whole_number("seed", seed, minimum=0)
         if batch_size is not None:
             whole_number("batch_size", batch_size, minimum=1)
-        batches = as_batches(self._data, name="validation")  # a name that is not shuffled
+        batches = as_batches(self._data, shuffle=False)
         if shuffle or batch_size is not None:
             size = batch_size or _first_size(batches)
             if not isinstance(self._data, tf.data.Dataset):
-                arrays = self._data if isinstance(self._data, tuple) else (self._data,)
-                batches = array_batches(arrays, size, seed if shuffle else None)
+                batches = as_batches(self._data, batch_size=size, seed=seed, shuffle=shuffle)
             elif shuffle:
                 batches = shuffled(batches.unbatch(), _SHUFFLE_BUFFER, seed).batch(size)
             else:
@@ -108,7 +111,8 @@ class StoredTargets:
             The same with `Taught` in the place of `inputs`, augmented.
 
         Raises:
-            tf.errors.OpError: While it is read: an example is not among those stored.
+            tf.errors.OpError: While it is read: an example is not among those stored. Inside of
+                `unknown_examples`, and so out of `Distiller.fit`, a `DataError`.
         """
         row = self._encoding.row
         names = row.names or ()
@@ -136,6 +140,22 @@ class StoredTargets:
         )
 
 
+@contextlib.contextmanager
+def unknown_examples() -> Iterator[None]:
+    """Raises the `DataError` of `Rows.read`, of which TensorFlow makes a text.
+
+    Raises:
+        DataError: An example was read that no targets are stored of.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        _, found, rest = error.message.partition(_UNKNOWN)
+        if not found:
+            raise
+        raise DataError(found + rest.splitlines()[0]) from None
+
+
 class Rows:
     """Rows of all shards, found by the number of their example."""
 
@@ -146,19 +166,23 @@ class Rows:
         every = np.concatenate(ids) if ids else np.empty(0, np.int64)
         order = np.argsort(every, kind="stable")
         self._sorted = every[order]
+        self.examples = len(every) and 1 + int(np.count_nonzero(np.diff(self._sorted)))
         self._place = order.astype(np.uint32 if len(order) < 2**32 else np.int64)
         self._shards = [shard.rows for shard in shards]
         self._starts = np.cumsum([0, *(len(each) for each in ids)])
 
     def read(self, ids: npt.NDArray[np.int64], view: int) -> list[npt.NDArray[Any]]:
         """The fields of the rows of one view of each example."""
-        at = np.minimum(np.searchsorted(self._sorted, ids), len(self._sorted) - 1)
-        if len(self._sorted) == 0 or (self._sorted[at] != ids).any():
-            missing = int((self._sorted[at] != ids).sum()) if len(self._sorted) else len(ids)
+        missing = len(ids)
+        if self.examples:
+            at = np.minimum(np.searchsorted(self._sorted, ids), len(self._sorted) - 1)
+            missing = int(np.count_nonzero(self._sorted[at] != ids))
+        if missing:
             raise DataError(
-                "Every example must be one that targets were stored of.",
+                _UNKNOWN,
                 received=f"a batch of {len(ids)} examples, {missing} of them unknown",
-                hint="Give td.store_targets the data as they are trained on, without random "
+                hint="Give td.store_targets all the data that are trained on: with no example "
+                "left out by drop_remainder, all parts of several, and without random "
                 "augmentation, which is passed to it as `augment`.",
             )
         places = self._place[at].astype(np.int64)
