@@ -47,7 +47,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("keras3.keras", keras),
         pytest.param("functional.h5", tf_keras, marks=pytest.mark.slow),  # much like the others
         pytest.param("sequential.h5", tf_keras, marks=pytest.mark.slow),
-        ("saved_model", tf_keras),
+        pytest.param("saved_model", tf_keras, marks=pytest.mark.slow),
     ],
 )
 def test_a_model_that_others_saved_becomes_a_certified_artifact(

@@ -81,16 +81,21 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (
             "distillation/checkpoint-000002.json",
-            "pruning/checkpoint-000002.json",
             "quantization/checkpoint-000001.npz",
             "artifacts/student_int8.tflite",
         ),
         pytest.param(
-            ("run.json", "distillation/stage.json", "baseline/checkpoint-000003.json"),
+            (
+                "run.json",
+                "targets/train/targets.json",
+                "distillation/stage.json",
+                "baseline/checkpoint-000003.json",
+                "pruning/checkpoint-000002.json",
+            ),
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["amid each stage", "between them"],
+    ids=["amid stages", "at many more"],
 )
 def test_killed_at_many_moments_it_ends_in_the_same_bits(
     uninterrupted: Path, tmp_path: Path, moments: tuple[str, ...]
@@ -135,19 +140,19 @@ def test_damaged_files_are_named_and_made_again(uninterrupted: Path, tmp_path: P
 
 def test_a_second_run_on_the_directory_is_refused(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
+    hold = (
+        "import sys, time\n"
+        "from tfdistill.runs.run import RunDirectory\n"
+        "with RunDirectory(sys.argv[1]):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
     first = subprocess.Popen(
-        [sys.executable, str(_SCRIPT), str(run_dir)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", hold, str(run_dir)], stdout=subprocess.PIPE, text=True
     )
     try:
-        deadline = time.monotonic() + 120
-        while not (run_dir / "run.json").exists():
-            assert first.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        # Held for the test's sake: the first must not end before the second has tried.
-        first.send_signal(signal.SIGSTOP)
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
         second = subprocess.run(
             [sys.executable, str(_SCRIPT), str(run_dir)],
             capture_output=True,
@@ -157,6 +162,6 @@ def test_a_second_run_on_the_directory_is_refused(tmp_path: Path) -> None:
         )
     finally:
         first.kill()
-        first.wait()
+        first.communicate()
     assert second.returncode != 0
     assert "`run_dir` must not be in use by another run." in second.stderr

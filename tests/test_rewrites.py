@@ -229,7 +229,13 @@ TEXT: dict[str, tuple[Body, dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("GRU", "simple") else [])
+        for name in TEXT
+    ],
+)
 def test_texts_multiply_in_8_bits_alone(name: str, tmp_path: Path) -> None:
     body, left_float = TEXT[name]
     quantized = quantize(of_words(body), Quantization(), sparse=False)

@@ -180,7 +180,9 @@ def store_targets(
                 for ids, inputs in wanted(seen, shards, part):
                     if work.total is None and steps > 0:
                         work.total = max(0, steps * seen.batch_size - stored) // part[1]
-                    writer.add(ids, [asking(ids, inputs, view) for view in range(views)])
+                    began = time.monotonic()
+                    said = [asking(ids, inputs, view) for view in range(views)]
+                    writer.add(ids, said, time.monotonic() - began)
                     work.advance(len(ids))
                 writer.flush()
             shards += writer.made
@@ -244,10 +246,12 @@ class _Writer:
         self._ids: list[npt.NDArray[np.int64]] = []
         self._rows: list[npt.NDArray[Any]] = []
         self._divergence = [0.0, 0.0]
+        self._asked = 0.0
         self._began = time.monotonic()
 
-    def add(self, ids: npt.NDArray[np.int64], views: Sequence[Any]) -> None:
-        """Takes what the teacher said about each view of a batch."""
+    def add(self, ids: npt.NDArray[np.int64], views: Sequence[Any], seconds: float) -> None:
+        """Takes what the teacher said about each view of a batch, and how long it took."""
+        self._asked += seconds
         rows = np.empty((len(ids), self._views), self._row)
         for view, (kept, divergence) in enumerate(views):
             for name, values in kept.items():
@@ -275,7 +279,7 @@ class _Writer:
         """Writes what is gathered."""
         if self._ids:
             facts = {
-                "seconds": time.monotonic() - self._began,
+                "seconds": self._asked,
                 "divergence_sum": self._divergence[0],
                 "divergence_max": self._divergence[1],
             }

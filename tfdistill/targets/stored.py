@@ -36,7 +36,7 @@ class StoredTargets:
         examples: How many different examples they are of.
         views: Views of each.
         bytes: Their size on disk.
-        seconds: What storing them took, in all calls.
+        seconds: What asking the teacher took, in all calls.
         divergence: Mean and largest KL divergence of the teacher's distribution from the stored
             one, over all views (with `top_k` the larger one over the temperatures); 0.0 where
             nothing was left out.
