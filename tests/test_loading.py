@@ -224,7 +224,7 @@ def damaged_weights(path: Path) -> Path:
         (text_file, "neither a `.keras` file, nor HDF5, nor a folder"),
         (foreign_zip, "a damaged or a foreign zip file: .*metadata.json"),
         (weights_only, "it holds weights and no model"),
-        (exported, r"no keras_metadata.pb is in it.*can teach, as a function.*cannot be a student"),
+        (exported, r"no keras_metadata.pb.*td\.teachers\.SavedModel\(path\).*cannot be a student"),
         (damaged_metadata, "its keras_metadata.pb is damaged"),
         (damaged_weights, "must be a model that Keras can load. Received: .*Error"),
     ],
