@@ -33,9 +33,12 @@ def test_an_architecture_reaches_the_goal(name: str) -> None:
 
 
 def test_what_failed_is_an_empty_cell() -> None:
-    whole = {**dict.fromkeys(COLUMNS, True), "int8_operators": 0.5}
+    whole: dict[str, Any] = {**dict.fromkeys(COLUMNS, True), "int8_operators": 0.5}
     whole |= {"int8_multiply_accumulates": 0.961, "error": 1.0}
-    rows = {"a": whole, "b": {"bridge": True, "tfmot": "ValueError: no", "failed": "in pruning"}}
+    rows: dict[str, dict[str, Any]] = {
+        "a": whole,
+        "b": {"bridge": True, "tfmot": "ValueError: no", "failed": "in pruning"},
+    }
     *_, first, second = table(rows).splitlines()
 
     assert first == "| a | yes | yes | yes | yes | yes | 50.0% | 96.1% | 1.00 | yes |"

@@ -366,7 +366,7 @@ def test_training_is_the_same(name: str) -> None:
     assert len(rewritten.model.trainable_weights) == len(model.trainable_weights)
 
 
-_PENALTIES = {"kernel_regularizer": "l2", "bias_regularizer": "l1"}
+_PENALTIES: dict[str, Any] = {"kernel_regularizer": "l2", "bias_regularizer": "l1"}
 REGULARIZED: dict[str, Body] = {
     "over time": lambda w: L.Conv1D(4, 3, **_PENALTIES)(embedded(w)),
     "separable": lambda w: L.SeparableConv1D(
