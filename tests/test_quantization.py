@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 from tfdistill import quantization
 from tfdistill._keras import tf, tf_keras, tfmot
 from tfdistill.distiller import Distiller
-from tfdistill.errors import ModelError, SettingError
+from tfdistill.errors import ModelError, SettingError, SparsityError
 from tfdistill.export import ExportedModel, export_model
 from tfdistill.litert.runtime import LiteRTModel
 from tfdistill.losses import SoftTargets
 from tfdistill.pruning import kernel_zeros
 from tfdistill.quantization import Quantization, QuantizedModel, quantize, quantized_kernels
+from tfdistill.stages import Student, _require_zeros_kept
 
 LAYERS = tf_keras.layers
 SHAPE = (8, 8, 3)
@@ -742,3 +744,34 @@ def test_two_replicas_distil_into_a_quantized_student(tmp_path: Path) -> None:
         np.testing.assert_array_equal(first.numpy(), second.numpy(), err_msg=weight.name)
     exported, artifact = export(quantized, tmp_path)
     assert np.quantile(error_in_steps(quantized, exported, artifact), 0.9) <= 2.0
+
+
+def test_zeros_of_a_depthwise_kernel_stay(tmp_path: Path) -> None:
+    """tfmot prunes none, but a student may come with them."""
+    model = network(depthwise)
+    layer = model.get_layer("depthwise")
+    kernel = layer.depthwise_kernel.numpy()
+    zero = np.random.default_rng(0).uniform(size=kernel.shape) < 0.5
+    layer.set_weights([np.where(zero, 0.0, kernel)])
+
+    quantized = quantize(model, Quantization(), sparse=True)
+    train(quantized.model)
+    exported, _ = export(quantized.model, tmp_path)
+
+    found = quantized_kernels(quantized.model)["depthwise"]
+    assert not np.any(found[zero])
+    assert np.mean(found != kernel) > 0.5, "not trained"
+    stored = {weight.operator: weight.zeros for weight in exported.inspection.weights}
+    assert stored["DEPTHWISE_CONV_2D"] >= np.sum(zero)
+
+
+def test_a_zero_that_did_not_stay_is_an_error() -> None:
+    before = Student(network(plain_convolutions), "pruning", "", pruned=("first", "logits"))
+    quantized = quantize(before.model, Quantization(), sparse=False)
+    train(quantized.model)
+    after = replace(before, model=quantized.model, carriers=quantized.carriers)
+
+    with pytest.raises(
+        SparsityError, match=r"keep every zero of the pruned .*first: \d+ of \d+ left, logits: \d+"
+    ):
+        _require_zeros_kept(before, after)

@@ -89,6 +89,23 @@ def steps(image: Any) -> Any:
     return L.Reshape((32, 6))(image)
 
 
+def frames(image: Any) -> Any:
+    return L.Reshape((2, 4, 8, 3))(image)
+
+
+def of_each_frame() -> Any:
+    image = L.Input((4, 8, 3))
+    pooled = L.GlobalAveragePooling2D()(L.ReLU()(L.BatchNormalization()(convolution(image))))
+    return tf_keras.Model(image, L.Dense(6, activation="gelu")(pooled))
+
+
+def of_frames(image: Any) -> Any:
+    """As networks for video begin."""
+    for layer in (L.Conv2D(8, 3), L.BatchNormalization(), L.ReLU(), L.MaxPooling2D(2), L.Flatten()):
+        image = L.TimeDistributed(layer)(image)
+    return image
+
+
 def gate(values: Any, activation: Any, *, dense: bool) -> Any:
     """Squeeze and excitation (Hu 2018)."""
     squeezed = L.GlobalAveragePooling2D(keepdims=not dense)(values)
@@ -156,6 +173,15 @@ IN_8_BITS: dict[str, Body] = {
     "average": lambda x: L.Average()([convolution(x), convolution(x), convolution(x)]),
     "larger images": lambda x: convolution(L.UpSampling2D(2)(convolution(x, activation="relu"))),
     "groups": lambda x: L.ReLU()(L.BatchNormalization()(convolution(convolution(x, 4), groups=2))),
+    "dense at each step": lambda x: L.TimeDistributed(L.Dense(8, activation="gelu"))(steps(x)),
+    "images at each step": lambda x: L.TimeDistributed(L.Conv2D(4, 3, activation="swish"))(
+        frames(x)
+    ),
+    "a model at each step": lambda x: L.TimeDistributed(of_each_frame())(frames(x)),
+    "frames": lambda x: of_frames(frames(x)),
+    "steps of steps": lambda x: L.TimeDistributed(
+        L.TimeDistributed(L.Conv1D(4, 3, activation="relu"))
+    )(L.Reshape((2, 2, 8, 6))(x)),
 }
 
 
@@ -163,7 +189,7 @@ IN_8_BITS: dict[str, Body] = {
 _ALIKE = (
     *("rescaling by channel", "after concatenation", "strides over time", "joined over time"),
     *("larger over time", "product of three", "groups", "larger images", "squeeze"),
-    *("hard sigmoid of tf_keras", "depthwise over time"),
+    *("hard sigmoid of tf_keras", "depthwise over time", "images at each step"),
 )
 
 
@@ -183,8 +209,9 @@ def test_it_is_all_in_8_bits(name: str, tmp_path: Path) -> None:
     assert quantized.model.output_names == ["quant_logits"]
 
 
-def attention(x: Any, **settings: Any) -> Any:
-    return L.MultiHeadAttention(2, 8, value_dim=6, dropout=0.1, name="attention")(x, x, **settings)
+def attention(x: Any, *, causal: bool = False, **settings: Any) -> Any:
+    layer = L.MultiHeadAttention(2, 8, value_dim=6, dropout=0.1, name="attention", **settings)
+    return layer(x, x, use_causal_mask=causal)
 
 
 def encoder(x: Any) -> Any:
@@ -222,8 +249,18 @@ TEXT: dict[str, tuple[Body, dict[str, str]]] = {
         ),
         _GATES,
     ),
+    "both ways": (
+        lambda w: L.GlobalMaxPooling1D()(
+            L.Bidirectional(L.LSTM(8, return_sequences=True), name="memory")(embedded(w))
+        ),
+        _GATES,
+    ),
+    "both ways, averaged": (
+        lambda w: L.Bidirectional(L.GRU(8), merge_mode="ave", name="memory")(embedded(w)),
+        _GATES,
+    ),
     "causal": (
-        lambda w: L.GlobalMaxPooling1D()(attention(embedded(w), use_causal_mask=True)),
+        lambda w: L.GlobalMaxPooling1D()(attention(embedded(w), causal=True)),
         _MASKED,
     ),
 }
@@ -286,11 +323,41 @@ def test_a_mask_that_something_unknown_reads_stays_where_it_is() -> None:
     model = of_words(lambda w: L.LSTM(4, name="memory")(embedded(w, mask=True)))
     rewritten = rewrite(model).model
     words = inputs_of(model, 0)
-    assert rewritten.get_layer("embedding").mask_zero
+    assert not rewritten.get_layer("embedding").mask_zero
+    assert rewritten.get_layer("memory").input._keras_mask is not None
     np.testing.assert_allclose(rewritten(words), model(words), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["after a sum", "after dense", "over time", "squeeze, hard"])
+@pytest.mark.parametrize("skip", [[], ["embedding"], ["memory"]])
+def test_padding_is_ignored_in_8_bits_too(skip: list[str]) -> None:
+    """tfmot's wrapper drops the mask that a layer gives, silently."""
+    model = of_words(lambda w: L.LSTM(4, name="memory")(embedded(w, mask=True)))
+    table = np.random.default_rng(0).normal(size=[VOCABULARY, 16])
+    model.get_layer("embedding").set_weights([table])
+    quantized = quantize(model, Quantization(skip=skip), sparse=False)
+    quantized.model(inputs_of(model, 0), training=True)
+    words = inputs_of(model, 1)
+    expected = model(words).numpy()
+
+    error = np.abs(quantized.model(words, training=False) - expected).max()
+    assert error <= 0.05 * np.ptp(expected)
+    unmasked = of_words(lambda w: L.LSTM(4, name="memory")(embedded(w)))
+    unmasked.set_weights(model.get_weights())
+    assert np.abs(unmasked(words) - expected).max() > 0.2 * np.ptp(expected)
+
+
+@pytest.mark.parametrize("skip", ["attention", "mean"])
+def test_a_skipped_layer_still_reads_its_mask(skip: str) -> None:
+    model = of_words(TEXT["masked"][0])
+    rewritten = rewrite(model, skip=frozenset({skip})).model
+    words = inputs_of(model, 0)
+    assert type(rewritten.get_layer(skip)) is type(model.get_layer(skip))
+    np.testing.assert_allclose(rewritten(words), model(words), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["after a sum", "after dense", "over time", "squeeze, hard", "frames"]
+)
 def test_training_is_the_same(name: str) -> None:
     """One step of SGD with batch statistics ends in the same weights."""
     model = of_images(IN_8_BITS[name])
@@ -303,6 +370,40 @@ def test_training_is_the_same(name: str) -> None:
 
     np.testing.assert_allclose(rewritten.model(inputs), model(inputs), rtol=1e-3, atol=1e-4)
     assert len(rewritten.model.trainable_weights) == len(model.trainable_weights)
+
+
+_PENALTIES: dict[str, Any] = {"kernel_regularizer": "l2", "bias_regularizer": "l1"}
+REGULARIZED: dict[str, Body] = {
+    "over time": lambda w: L.Conv1D(4, 3, **_PENALTIES)(embedded(w)),
+    "separable": lambda w: L.SeparableConv1D(
+        4, 3, depthwise_regularizer="l2", pointwise_regularizer="l1", bias_regularizer="l2"
+    )(embedded(w)),
+    "attention": lambda w: attention(embedded(w), **_PENALTIES),
+    "both ways": lambda w: L.Bidirectional(
+        L.GRU(4, return_sequences=True, recurrent_regularizer="l1", **_PENALTIES)
+    )(embedded(w)),
+    "at each step": lambda w: L.TimeDistributed(L.Conv1D(4, 3, **_PENALTIES))(
+        L.Reshape((3, 4, 16))(embedded(w))
+    ),
+    "outputs": lambda w: L.Conv1D(4, 3, activity_regularizer="l2")(embedded(w)),
+    "outputs of gelu": lambda w: L.Dense(4, "gelu", activity_regularizer="l2")(embedded(w)),
+    "outputs of steps": lambda w: L.TimeDistributed(L.Dense(4, activity_regularizer="l2"))(
+        embedded(w)
+    ),
+    "outputs of gates": lambda w: L.LSTM(4, activity_regularizer="l2")(embedded(w)),
+}
+
+
+@pytest.mark.parametrize("name", REGULARIZED)
+def test_what_regularizers_add_to_the_loss_is_the_same(name: str) -> None:
+    model = of_words(lambda w: L.Flatten()(REGULARIZED[name](w)))
+    rewritten = rewrite(model).model
+    words = inputs_of(model, 0)
+    model(words), rewritten(words)
+
+    expected = float(sum(model.losses))
+    assert expected > 0
+    assert float(sum(rewritten.losses)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_zeros_are_found_under_the_names_of_the_student() -> None:
@@ -370,3 +471,140 @@ def test_a_wrong_rewrite_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewrites._Rewriter, "_Rescaling", wrong)
     with pytest.raises(ConversionError, match="must equal the original to a relative error"):
         rewrite(model)
+
+
+@pytest.mark.parametrize("mode", ["concat", "sum", "mul", "ave"])
+def test_both_ways_are_joined_as_keras_does(mode: str) -> None:
+    """The backward half in the order of time, and with layers that differ."""
+
+    def body(words: Any) -> Any:
+        forward = L.LSTM(4, return_sequences=True)
+        backward = L.GRU(4, return_sequences=True, go_backwards=True)
+        memory = L.Bidirectional(forward, mode, backward_layer=backward, name="memory")
+        return L.Flatten()(memory(embedded(words)))
+
+    model = of_words(body)
+    rewritten = rewrite(model)
+    words = inputs_of(model, 3)
+
+    assert not any(isinstance(layer, L.Bidirectional) for layer in rewritten.model.layers)
+    np.testing.assert_allclose(rewritten.model(words), model(words), rtol=1e-5, atol=1e-6)
+    kernels = {part for part in rewritten.carriers if rewritten.carriers[part] == "memory"}
+    ways = ("forward", "backward")
+    assert kernels == {f"memory/{way}{part}" for way in ways for part in ("", "/recurrent")}
+
+
+def test_what_is_joined_with_a_written_out_layer_has_one_range(tmp_path: Path) -> None:
+    """Else the converter clips the larger to the range of the states, which is -1 to 1."""
+
+    def body(image: Any) -> Any:
+        large = L.Rescaling(30.0)(L.Conv1D(4, 1)(steps(image)))
+        states = L.Bidirectional(L.LSTM(4, return_sequences=True))(L.Conv1D(4, 1)(steps(image)))
+        return L.Concatenate()([states, large])
+
+    model = of_images(body)
+    quantized = quantize(model, Quantization(), sparse=False)
+    quantized.model(inputs_of(model, 0), training=True)
+    _, _, errors = exported(quantized.model, tmp_path)
+
+    assert np.quantile(errors, 0.99) <= 2.001
+
+
+class Scale(tf_keras.layers.Layer):
+    """A layer that only this file knows."""
+
+    def build(self, shape: Any) -> None:
+        self.factor = self.add_weight("factor", shape=[shape[-1]], initializer="ones")
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * self.factor
+
+
+def wrapped(words: Any) -> Any:
+    """Wrappers that cannot be taken apart, or hold what stays in float."""
+    hidden = L.TimeDistributed(L.LayerNormalization(), name="masked")(embedded(words, mask=True))
+    hidden = L.Bidirectional(L.SimpleRNN(4, return_sequences=True), name="masked_both")(hidden)
+    hidden = L.TimeDistributed(Scale(), name="own")(L.Reshape((WORDS, 8))(hidden))
+    penalized = L.Dense(8, activity_regularizer="l2")
+    hidden = L.TimeDistributed(penalized, name="penalized")(hidden)
+    hidden = L.Bidirectional(L.SimpleRNN(4, dropout=0.1), name="random")(hidden)
+    return L.TimeDistributed(L.Dense(6), name="skipped")(L.Reshape((2, 4))(hidden))
+
+
+def test_wrappers_that_stay_have_a_reason(tmp_path: Path) -> None:
+    model = of_words(lambda w: L.Flatten()(wrapped(w)))
+    quantized = quantize(model, Quantization(skip=["skipped"]), sparse=True)
+    quantized.model(inputs_of(model, 0), training=True)
+    _, _, errors = exported(quantized.model, tmp_path)
+
+    assert quantized.left_float == {
+        "masked": "tfmot cannot wrap TimeDistributed as it is used",
+        "masked_both": "tfmot cannot wrap Bidirectional as it is used",
+        "own": "tfmot has no quantizer for Scale",
+        "penalized": "tfmot cannot wrap TimeDistributed as it is used",
+        "random": "tfmot has no quantizer for Bidirectional",
+        "skipped": "named in `skip`",
+    }
+    assert np.quantile(errors, 0.99) <= 3.001
+
+
+def test_what_is_frozen_inside_of_a_wrapper_stays_frozen() -> None:
+    def body(image: Any) -> Any:
+        frozen = L.BatchNormalization(trainable=False)
+        return L.TimeDistributed(L.Conv2D(4, 3))(L.TimeDistributed(frozen)(frames(image)))
+
+    model = of_images(body)
+    rewritten = rewrite(model).model
+    trainable = [
+        sorted(w.shape.as_list() for w in each.trainable_weights) for each in (model, rewritten)
+    ]
+    inputs = inputs_of(model, 0)
+
+    assert trainable[0] == trainable[1]
+    np.testing.assert_allclose(
+        rewritten(inputs, training=True), model(inputs, training=True), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_last_layer_at_each_step_keeps_its_name(tmp_path: Path) -> None:
+    """Such as the tags of words: the artifact's output has the student's name and shape."""
+    words = L.Input((WORDS,), dtype="int32", name="words")
+    tags = L.TimeDistributed(L.Dense(5), name="tags")(embedded(words, mask=False))
+    model = randomized(tf_keras.Model(words, tags))
+    quantized = quantize(model, Quantization(), sparse=False)
+    quantized.model(inputs_of(model, 0), training=True)
+    export_model(quantized.model, tmp_path / "tags.tflite", "int8", quantization_aware=True)
+    outputs = LiteRTModel(tmp_path / "tags.tflite").predict(inputs_of(model, 1))
+
+    assert quantized.left_float == {}
+    assert {name: values.shape for name, values in outputs.items()} == {"tags": (24, WORDS, 5)}
+
+
+@pytest.mark.parametrize("skip", [[], pytest.param(["memory"], marks=pytest.mark.slow)])
+def test_what_reads_a_loop_is_in_8_bits(skip: list[str], tmp_path: Path) -> None:
+    """The converter fails on a loop's values that are quantized, and where they are joined."""
+
+    def body(image: Any) -> Any:
+        sequence = L.Dense(6)(L.Reshape((MOST_STEPS + 32, 2))(image))
+        memory = L.LSTM(6, return_sequences=True, name="memory")(sequence)
+        return L.Dense(4)(L.Concatenate()([memory, sequence]))
+
+    model = of_images(body)
+    quantized = quantize(model, Quantization(skip=skip), sparse=False)
+    quantized.model(inputs_of(model, 0), training=True)
+    operators, floating, errors = exported(quantized.model, tmp_path)
+
+    assert [*quantized.left_float] == ["memory"]
+    assert "UNIDIRECTIONAL_SEQUENCE_LSTM" in operators
+    assert not floating & {"FULLY_CONNECTED", "CONCATENATION"}
+    assert np.quantile(errors, 0.99) <= 2.001
+
+
+def test_wrappers_in_a_row_are_one_larger_batch() -> None:
+    """So that the normalization is folded into the convolution."""
+    rewritten = rewrite(of_images(IN_8_BITS["frames"])).model
+    kinds = [type(layer).__name__ for layer in rewritten.layers]
+    assert kinds[2:-2] == [
+        *("StepsAsExamples", "Conv2D", "BatchNormalization", "ReLU", "MaxPooling2D", "Flatten"),
+        "ExamplesAsSteps",
+    ]

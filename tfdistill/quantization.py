@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 
 from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
+from tfdistill.bridge.layer_table import all_in
 from tfdistill.bridge.own_layers import KerasOperation
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.outputs import find_layer
 from tfdistill.pruning import layer_names, prunable_weights
-from tfdistill.quantizers import FloatConfig, KernelQuantizer, RangeQuantizer, join_ranges
+from tfdistill.quantizers import (
+    FloatConfig,
+    KernelQuantizer,
+    RangeQuantizer,
+    join_ranges,
+    without_wrapper,
+)
 from tfdistill.rewrites import Rewritten, rewrite
+from tfdistill.rewrites.attention import has_mask
 from tfdistill.settings import check_training, settings
 
 _QUANTIZATION = "quantization.keras"
@@ -48,7 +56,10 @@ _OUTPUT_ONLY = (
 )
 _OUTPUT_ONLY_ACTIVATIONS = ("gelu", "hard_silu", "leaky_relu", "silu", "swish")
 # What gives on values as they come; in training `StochasticDepth` leaves some out.
-_NO_ARITHMETIC = ("NotZero", "Sequence", "Step", "StochasticDepth", "Zeros")
+_NO_ARITHMETIC = (
+    *("ExamplesAsSteps", "Masked", "NotZero", "Sequence", "Step", "StepsAsExamples"),
+    *("StochasticDepth", "Unmasked", "Zeros"),
+)
 _GATES = ("GRUGates", "LSTMCell", "LSTMGates", "SimpleGates")
 _OF_GATES = "its gates compute in float; its products are in 8 bits"
 _MOVING = ("Copy", "ExpandDims", "Flip", "GetItem", "Reshape", "Squeeze", "Transpose")
@@ -265,8 +276,9 @@ def quantize(model: Any, quantization: Quantization, *, sparse: bool) -> Quantiz
         )
     for name in quantization.skip:
         find_layer(model, name, role="student")
-    known = {type(layer).__name__: type(layer) for layer in model.layers}
-    known |= {_activation(layer): layer.activation for layer in model.layers if _has_own(layer)}
+    layers = [one for layer in model.layers for one in all_in(layer)]
+    known = {type(layer).__name__: type(layer) for layer in layers}
+    known |= {_activation(layer): layer.activation for layer in layers if _has_own(layer)}
     # Code in a Lambda layer is no risk here: the model that it comes from is already in memory.
     safe_mode = tf_keras.src.saving.serialization_lib.SafeModeScope(False)
     try:
@@ -308,10 +320,11 @@ def _quantized(
         copy = type(layer).from_config(layer.get_config())
         if _can_be_wrapped(layer):
             return tfmot.quantization.keras.quantize_annotate_layer(copy)
+        kind = type(layer).__name__
+        if kind in _NO_ARITHMETIC:
+            return copy
         transform.left_float[layer.name] = (
-            "named in `skip`"
-            if layer.name in skip
-            else f"tfmot cannot wrap {type(layer).__name__} as it is used"
+            "named in `skip`" if layer.name in skip else f"tfmot cannot wrap {kind} as it is used"
         )
         if sparse and prunable_weights(layer):
             copy.trainable = False
@@ -329,20 +342,22 @@ def _synchronize_as_before(model: Any, quantized: Any) -> None:
     normalization = tf_keras.layers.BatchNormalization
     before = {layer.name for layer in model.layers if getattr(layer, "synchronized", False)}
     for layer in quantized.layers:
-        inner = getattr(layer, "layer", layer)
+        inner = without_wrapper(layer)
         if isinstance(inner, normalization) and inner.name in before:
             inner.synchronized, inner.fused = True, False
 
 
 def _can_be_wrapped(layer: Any) -> bool:
-    """Whether it takes one argument and gives one tensor, all that tfmot's wrapper handles."""
+    """Whether it takes one argument and gives one tensor, without masks; else tfmot cannot."""
+    if isinstance(layer, tf_keras.layers.TimeDistributed):
+        return False  # the config of one that is built has the shape of a step
     return all(
         len(node.call_args) == 1
         and not node.call_kwargs
         and not isinstance(node.outputs, list | tuple | dict)
         and tf_keras.backend.is_keras_tensor(node.outputs)
         and node.outputs.dtype.is_floating
-        and not any(getattr(each, "_keras_mask", None) is not None for each in node.keras_inputs)
+        and not any(map(has_mask, [*node.keras_inputs, node.outputs]))
         for node in layer._inbound_nodes
     )
 
@@ -351,7 +366,7 @@ def _without_quantizer(model: Any) -> dict[str, str]:
     """Kernels that ended up without a weight quantizer, found in the model, not assumed."""
     missing = {}
     for layer in model.layers:
-        inner = getattr(layer, "layer", layer)
+        inner = without_wrapper(layer)
         if type(inner) not in _KERNEL_LAYERS:
             continue
         attribute = _KERNEL_LAYERS[type(inner)]

@@ -19,6 +19,7 @@ _OutputConfig: Any = tfmot_internal(
 ).Default8BitOutputQuantizeConfig
 
 _InputQuantizer: Any = tfmot_internal("quantization.keras.quantize_layer").QuantizeLayer
+_Wrapper: Any = tfmot_internal("quantization.keras.quantize_wrapper").QuantizeWrapper
 
 # LiteRT computes these with one range for all inputs and the output. Where they were trained
 # with several, its converter takes one of them and clips to it.
@@ -29,6 +30,7 @@ _PASSING_ON = (
     "Cropping1D",
     "Cropping2D",
     "Dropout",
+    "ExamplesAsSteps",
     "Flatten",
     "GlobalMaxPooling1D",
     "GlobalMaxPooling2D",
@@ -36,8 +38,11 @@ _PASSING_ON = (
     "MaxPooling2D",
     "Permute",
     "Reshape",
+    "Sequence",
     "SpatialDropout1D",
     "SpatialDropout2D",
+    "Step",
+    "StepsAsExamples",
     "StochasticDepth",
     "ZeroPadding1D",
     "ZeroPadding2D",
@@ -181,7 +186,7 @@ class FloatConfig(_OutputConfig):
         kernels = prunable_weights(layer) if keep_zeros else []
         self._places = [  # in the layer, or in its cell
             (module, attribute)
-            for module in (layer, *layer.submodules)
+            for module in layer._flatten_layers()
             for attribute, value in vars(module).items()
             if any(value is kernel for kernel in kernels)
         ]
@@ -201,6 +206,11 @@ class FloatConfig(_OutputConfig):
         return [RangeQuantizer()] if self.quantize_output else []
 
 
+def without_wrapper(layer: Any) -> Any:
+    """The layer that tfmot has wrapped, or the layer itself; other wrappers stay around theirs."""
+    return layer.layer if isinstance(layer, _Wrapper) else layer
+
+
 def join_ranges(model: Any) -> None:
     """Gives all that meets in an operator with one range the same range.
 
@@ -210,8 +220,7 @@ def join_ranges(model: Any) -> None:
     for layer in model.layers:
         if isinstance(layer, _InputQuantizer):
             layer.quantizer = RangeQuantizer(all_seen=True)
-        inner = getattr(layer, "layer", layer)
-        if type(inner).__name__ in _ONE_RANGE_FOR_ALL:
+        if type(without_wrapper(layer)).__name__ in _ONE_RANGE_FOR_ALL:
             _join([*_ranges_before(layer), *_own_ranges(layer)])
 
 
@@ -220,7 +229,7 @@ def _ranges_before(layer: Any) -> list[Range]:
     ranges: list[Range] = []
     for origin in tf.nest.flatten([node.inbound_layers for node in layer._inbound_nodes]):
         own = _own_ranges(origin)
-        passes_on = type(getattr(origin, "layer", None)).__name__ in _PASSING_ON
+        passes_on = type(without_wrapper(origin)).__name__ in _PASSING_ON
         ranges += own if own or not passes_on else _ranges_before(origin)
     return ranges
 

@@ -129,6 +129,28 @@ class MaskedMean(_Layer):
 
 
 @_registered
+class Masked(_Layer):
+    """Values with the mask of the numbers that they were looked up by, for Keras to hand on."""
+
+    def call(self, inputs: Any) -> Any:
+        """`inputs` are the values and the numbers."""
+        return tf.identity(inputs[0])
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        """As that of an Embedding with `mask_zero`."""
+        return tf.not_equal(inputs[1], 0)
+
+
+@_registered
+class Unmasked(_Layer):
+    """Values without the mask that Keras hands on with them, for what would only drop it."""
+
+    def call(self, inputs: Any) -> Any:
+        """`inputs` are the values."""
+        return tf.identity(inputs)
+
+
+@_registered
 class NotZero(_Layer):
     """1 where whole numbers are not 0, else 0: the mask of an Embedding with `mask_zero`."""
 
@@ -142,16 +164,17 @@ class Masks:
 
     Args:
         model: The model to rewrite.
+        skip: Names of layers to leave as they are.
 
     Attributes:
         written_out: Whether all that read a mask is known; else the masks stay where Keras
             keeps them.
     """
 
-    def __init__(self, model: Any) -> None:
-        readers = [layer for layer in model.layers if any(map(_mask, _inputs(layer)))]
-        self.written_out = all(map(_reads_a_known_mask, readers)) and not any(
-            _mask(tensor) for tensor in model.outputs
+    def __init__(self, model: Any, skip: frozenset[str]) -> None:
+        readers = [layer for layer in model.layers if any(map(has_mask, _inputs(layer)))]
+        self.written_out = all(_reads_a_known_mask(layer, skip) for layer in readers) and not any(
+            map(has_mask, model.outputs)
         )
         self._masks: dict[int, tuple[Any, Any]] = {}
 
@@ -169,7 +192,7 @@ class Masks:
         """The layer's result, with the mask that Keras would give it."""
         masks = {id(self.of(value)): self.of(value) for value in values}
         found = [mask for mask in masks.values() if mask is not None]
-        if found and _mask(layer.get_output_at(0)):
+        if found and has_mask(layer.get_output_at(0)):
             mask = found[0]
             if len(found) > 1:
                 mask = graph.part(layer, "mask", lambda n: _layers.Multiply(name=n))(found)
@@ -180,7 +203,8 @@ class Masks:
         self._masks[id(value)] = value, mask  # with the value, so that its id stays its own
 
 
-def _mask(tensor: Any) -> bool:
+def has_mask(tensor: Any) -> bool:
+    """Whether Keras hands a mask on with the tensor."""
     return getattr(tensor, "_keras_mask", None) is not None
 
 
@@ -188,7 +212,7 @@ def _inputs(layer: Any) -> list[Any]:
     return [tensor for node in layer._inbound_nodes for tensor in node.keras_inputs]
 
 
-def _reads_a_known_mask(layer: Any) -> bool:
+def _reads_a_known_mask(layer: Any, skip: frozenset[str]) -> bool:
     """Whether what a layer does with a mask is known here: hand it on, drop it, or use it."""
     kind = type(layer).__name__
     if isinstance(layer, KerasOperation):
@@ -196,10 +220,14 @@ def _reads_a_known_mask(layer: Any) -> bool:
     if type(layer) is not getattr(_layers, kind, None):
         return False
     if kind in ("MultiHeadAttention", "GlobalAveragePooling1D"):
-        return len(layer._inbound_nodes) == 1
+        if layer.name in skip or len(layer._inbound_nodes) > 1:
+            return False
+        (node,) = layer._inbound_nodes
+        given = inspect.signature(layer.call).bind(*node.call_args, **node.call_kwargs)
+        return kind != "MultiHeadAttention" or can_be_rewritten(layer, given.arguments)
     if "mask" in inspect.signature(layer.call).parameters:
         return False
-    return kind in _HANDING_ON or not _mask(layer.get_output_at(0))
+    return kind in _HANDING_ON or not has_mask(layer.get_output_at(0))
 
 
 def rewritten_attention(

@@ -21,9 +21,9 @@ _FUSED_ACTIVATIONS = ("linear", "relu")  # those that tfmot and LiteRT keep with
 class Convolutions:
     """Says for each such layer what stands in its place; None for the layer itself."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, skip: frozenset[str]) -> None:
         self.graph = GraphBuilder(model)
-        self._masks = Masks(model)
+        self._masks = Masks(model, skip)
 
     # What a kernel is followed by
 

@@ -166,13 +166,14 @@ def can_be_written_out(layer: Any, tensor: Any) -> bool:
     )
 
 
-def written_out(graph: Any, layer: Any, tensor: Any) -> Any:
+def written_out(part: Callable[..., Any], layer: Any, tensor: Any, *, turned: bool = False) -> Any:
     """A recurrent layer, step by step.
 
     Args:
-        graph: What the parts are made in, see `rewriting`.
+        part: Makes a part of it, see `GraphBuilder.part`, given its name.
         layer: One that `can_be_written_out`.
         tensor: `[batch, time, channels]`.
+        turned: Whether to give all hidden states in the other order.
 
     Returns:
         The last hidden state `[batch, units]`, or all of them `[batch, time, units]`.
@@ -193,22 +194,22 @@ def written_out(graph: Any, layer: Any, tensor: Any) -> Any:
                 name=whole,
             )
 
-        made: Callable[..., Any] = graph.part(layer, name, make, weights)
+        made: Callable[..., Any] = part(name, make, weights)
         return made
 
     of_input = dense("", [kernel, *biases[0]], layer.kernel_regularizer)(tensor)
     of_hidden = dense("recurrent", [recurrent, *biases[1]], layer.recurrent_regularizer)
-    rounded = graph.part(layer, "hidden", lambda n: Hidden(name=n))
+    rounded = part("hidden", lambda n: Hidden(name=n))
     functions = (layer.activation, getattr(layer, "recurrent_activation", "sigmoid"))
-    gates = graph.part(layer, "gates", lambda n: GATES[type(layer)](*functions, name=n))
-    cells = graph.part(layer, "cell", lambda n: LSTMCell(*functions, name=n))
+    gates = part("gates", lambda n: GATES[type(layer)](*functions, name=n))
+    cells = part("cell", lambda n: LSTMCell(*functions, name=n))
     order = range(tensor.shape[1])
     hidden = cell = None
     states = []
     for index in reversed(order) if layer.go_backwards else order:
-        step = graph.part(layer, f"step_{index}", lambda n, i=index: Step(i, name=n))(of_input)
+        step = part(f"step_{index}", lambda n, i=index: Step(i, name=n))(of_input)
         if hidden is None:
-            zeros = graph.part(layer, "zeros", lambda n: Zeros(layer.units, name=n))
+            zeros = part("zeros", lambda n: Zeros(layer.units, name=n))
             cell = zeros(step)
             hidden = rounded(cell)
         given = [step, of_hidden(hidden)]
@@ -221,4 +222,26 @@ def written_out(graph: Any, layer: Any, tensor: Any) -> Any:
         states.append(hidden)
     if not layer.return_sequences:
         return hidden
-    return graph.part(layer, "states", lambda n: Sequence(name=n))(states)
+    ordered = states[::-1] if turned else states
+    return part("states", lambda n: Sequence(name=n))(ordered)
+
+
+def written_out_both_ways(graph: Any, layer: Any, tensor: Any) -> list[Any]:
+    """The two recurrent layers of a Bidirectional one, step by step, in the order of time.
+
+    Args:
+        graph: What the parts are made in, see `builder`.
+        layer: One whose two layers `can_be_written_out`.
+        tensor: `[batch, time, channels]`.
+
+    Returns:
+        What `written_out` gives of the forward and of the backward layer.
+    """
+
+    def written(way: str) -> Any:
+        def part(name: str, *made: Any) -> Any:
+            return graph.part(layer, f"{way}/{name}" if name else way, *made)
+
+        return written_out(part, getattr(layer, f"{way}_layer"), tensor, turned=way == "backward")
+
+    return [written("forward"), written("backward")]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,17 +23,32 @@ from tfdistill.bridge.equality import check_outputs
 from tfdistill.bridge.model_graphs import graph_or_raise
 from tfdistill.rewrites.attention import (
     LayerNormalization,
+    Masked,
+    Unmasked,
     can_be_rewritten,
+    has_mask,
     rewritten_attention,
 )
 from tfdistill.rewrites.builder import Image, has_channels, image_of, like, shape_of
 from tfdistill.rewrites.convolutions import Convolutions
 from tfdistill.rewrites.operations import activation_of, with_layers
-from tfdistill.rewrites.recurrent import can_be_written_out, written_out
+from tfdistill.rewrites.recurrent import (
+    can_be_written_out,
+    written_out,
+    written_out_both_ways,
+)
+from tfdistill.rewrites.wrappers import without_wrappers
 
 _layers = tf_keras.layers
 
+_RECURRENT = (_layers.RNN, _layers.Bidirectional)
 _MERGES = {"Add": "Add", "Average": "Add", "Multiply": "Multiply"}  # and what two of them are
+_BOTH_WAYS = {  # how Bidirectional names what joins its two layers; an average is half a sum
+    "concat": _layers.Concatenate,
+    "sum": _layers.Add,
+    "ave": _layers.Add,
+    "mul": _layers.Multiply,
+}
 _APPLICATIONS = (
     tf_keras.src.applications.convnext.LayerScale,
     tf_keras.src.applications.inception_resnet_v2.CustomScaleLayer,
@@ -70,19 +86,23 @@ def rewrite(model: Any, *, skip: frozenset[str] = frozenset()) -> Rewritten:
     Raises:
         ConversionError: The rewritten model does not compute the same: a defect.
     """
-    of_layers, names = with_layers(model, skip)
+    apart, wrappers = without_wrappers(model)
+    of_layers, names = with_layers(apart, skip)
     rewriter = _Rewriter(of_layers, skip)
     rewritten = rewriter.graph.build(rewriter.call)
     check_outputs(model, rewritten)
-    origins = {part: names[origin] for part, origin in rewriter.graph.origins.items()}
-    return Rewritten(rewritten, origins, rewriter.graph.carriers)
+    origins, carriers = (
+        {part: wrappers[names[origin]] for part, origin in found.items()}
+        for found in (rewriter.graph.origins, rewriter.graph.carriers)
+    )
+    return Rewritten(rewritten, origins, carriers)
 
 
 class _Rewriter(Convolutions):
     """Says for each layer what stands in its place."""
 
     def __init__(self, model: Any, skip: frozenset[str]) -> None:
-        super().__init__(model)
+        super().__init__(model, skip)
         self._skip = skip
         nodes = graph_or_raise(model)._network_nodes
         self._calls = {
@@ -104,10 +124,16 @@ class _Rewriter(Convolutions):
         kind = type(layer).__name__
         # An exact class: what a subclass computes is not known.
         known = type(layer) in _APPLICATIONS or type(layer) is getattr(_layers, kind, None)
-        masked = any(getattr(value, "_keras_mask", None) is not None for value in values)
+        if known and _drops_masks(layer):
+            args, kwargs = tf.nest.map_structure(lambda v: self._unmasked(layer, v), (args, kwargs))
+            values = [*tf.nest.flatten(args), *tf.nest.flatten(kwargs)]
+        masked = any(map(has_mask, values))
         # tfmot would split these itself, under names that may be taken.
         split = isinstance(layer, _layers.SeparableConv1D | _layers.SeparableConv2D)
-        if (layer.name in self._skip and not split) or masked or not known:
+        # What it adds to the loss is of its own output.
+        regularized = getattr(layer, "activity_regularizer", None) is not None
+        kept = layer.name in self._skip or regularized
+        if (kept and not split) or masked or not known:
             result = self._as_it_is(layer, args, kwargs)
         elif isinstance(layer, _layers.MultiHeadAttention):
             result = self._attention(layer, args, kwargs)
@@ -122,11 +148,26 @@ class _Rewriter(Convolutions):
                 result = self._as_it_is(layer, args, kwargs)
         return self._masks.hand_on(self.graph, layer, values, result)
 
+    def _unmasked(self, layer: Any, value: Any) -> Any:
+        if not has_mask(value):
+            return value
+        return self.graph.part(layer, "unmasked", lambda n: Unmasked(name=n))(value)
+
     def _as_it_is(self, layer: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = tf.nest.map_structure(
             lambda value: self.graph.tensor(layer, value), (args, kwargs)
         )
-        return self.graph.clone(layer)(*args, **kwargs)
+        result = self.graph.clone(layer)(*args, **kwargs)
+        if isinstance(layer, _RECURRENT) and self._is_inside(layer, result):
+            # The converter cannot quantize what a loop gives, and what reads it would be in float.
+            result = self._affine(layer, "values", result, scale=1.0)
+        return result
+
+    def _is_inside(self, layer: Any, result: Any) -> bool:
+        """Whether a layer gives one tensor without a mask, which is no output of the model."""
+        outputs = {tensor._keras_history.layer.name for tensor in self.graph.model.outputs}
+        single = not isinstance(result, list | tuple) and has_channels(result)
+        return single and not has_mask(result) and layer.name not in outputs
 
     def _pointwise(self, layer: Any, values: Any) -> Any:
         """Runs on images where all that it reads is at hand as such."""
@@ -231,9 +272,13 @@ class _Rewriter(Convolutions):
     # Attention and masks
 
     def _Embedding(self, layer: Any, value: Any) -> Any:  # noqa: N802
-        if not layer.mask_zero or not self._masks.written_out:
+        if not layer.mask_zero:
             return None
-        return self._masks.of_embedding(self.graph, layer, value)
+        if self._masks.written_out:
+            return self._masks.of_embedding(self.graph, layer, value)
+        # Apart, because tfmot's wrapper around the lookup would drop the mask.
+        embedded = self.graph.clone(layer, mask_zero=False)(value)
+        return self.graph.part(layer, "masked", lambda n: Masked(name=n))([embedded, value])
 
     def _LayerNormalization(self, layer: Any, value: Any) -> Any:  # noqa: N802
         if _axis(layer) not in (-1, len(shape_of(value))) or shape_of(value)[-1] is None:
@@ -274,9 +319,21 @@ class _Rewriter(Convolutions):
         tensor = self.graph.tensor(layer, value)
         if self._masks.of(value) is not None or not can_be_written_out(layer, tensor):
             return None
-        return written_out(self.graph, layer, tensor)
+        return written_out(partial(self.graph.part, layer), layer, tensor)
 
     _GRU = _SimpleRNN = _LSTM
+
+    def _Bidirectional(self, layer: Any, value: Any) -> Any:  # noqa: N802
+        tensor = self.graph.tensor(layer, value)
+        both = layer.forward_layer, layer.backward_layer
+        known = layer.merge_mode and all(can_be_written_out(each, tensor) for each in both)
+        if self._masks.of(value) is not None or not known:
+            return None
+        ends = written_out_both_ways(self.graph, layer, tensor)
+        average = layer.merge_mode == "ave"
+        merge = _BOTH_WAYS[layer.merge_mode]
+        merged = self.graph.part(layer, "sum" if average else "", lambda n: merge(name=n))(ends)
+        return self._affine(layer, "", merged, scale=0.5) if average else merged
 
     def _Concatenate(self, layer: Any, values: Any) -> Any:  # noqa: N802
         """Along the channels it runs on images."""
@@ -291,6 +348,12 @@ class _Rewriter(Convolutions):
 
 def _key(layer: Any, index: int) -> str:
     return f"{layer.name}_ib-{index}"
+
+
+def _drops_masks(layer: Any) -> bool:
+    """Whether it neither reads nor hands on masks; tfmot's wrapper would give it them to read."""
+    reads = "mask" in inspect.signature(layer.call).parameters
+    return not reads and not has_mask(layer.get_output_at(0))
 
 
 def _axis(layer: Any) -> int:
