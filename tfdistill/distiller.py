@@ -17,6 +17,7 @@ from tfdistill.errors import DataError, ModelError, SettingError, TfdistillError
 from tfdistill.labels import LabelLoss, accuracy_metric, per_example_label_loss
 from tfdistill.losses import DistillationLoss, Shapes
 from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, check_losses
+from tfdistill.losses.shared import mean_over_steps
 from tfdistill.outputs import (
     ModelView,
     is_functional,
@@ -24,6 +25,7 @@ from tfdistill.outputs import (
     probe_inputs,
     refuse_probabilities,
 )
+from tfdistill.replicas import gathered, own_rows, share_of_mean
 from tfdistill.targets.stored import unknown_examples
 from tfdistill.teachers import (
     Teacher,
@@ -41,8 +43,8 @@ class _Step(NamedTuple):
 
     total: tf.Tensor  # [batch], weighted
     terms: dict[str, tf.Tensor]  # name -> [batch], before their weights
-    predictions: tf.Tensor  # [batch, classes], the student's own output
-    agreement: tf.Tensor  # [batch], 1 where both predict the same class
+    predictions: tf.Tensor  # [batch, ..., classes], the student's own output
+    agreement: tf.Tensor  # [batch], share of the steps where both predict the same class
     example_weights: tf.Tensor  # [batch]
     regularization: tf.Tensor  # one number, of the weights as they were in the forward pass
 
@@ -75,10 +77,10 @@ class Distiller(tf_keras.Model):
 
     Args:
         student: Functional or Sequential, Keras 3 or tf_keras, one output of `[batch, classes]`
-            logits; a final softmax or sigmoid is recognised and distillation reads what is
-            before it. A tf_keras student is trained in place; a Keras 3 student is trained as
-            its tf_keras equal and gets the trained weights whenever `fit` ends or `student` is
-            read.
+            logits, or `[batch, ..., classes]` with time steps; a final softmax or sigmoid is
+            recognised and distillation reads what is before it. A tf_keras student is trained in
+            place; a Keras 3 student is trained as its tf_keras equal and gets the trained weights
+            whenever `fit` ends or `student` is read.
         teacher: One of `td.teachers`; or a Keras 3 or tf_keras model; or a function from a batch
             of tensors to logits `[batch, classes]`.
         losses: Distillation losses, each with its own weight.
@@ -267,7 +269,7 @@ class Distiller(tf_keras.Model):
         with tf.GradientTape() as tape:
             step = self._step(teacher, inputs, labels, sample_weight, training=True)
             replicas = self.distribute_strategy.num_replicas_in_sync
-            loss = self._mean_over_replicas(step.total) + step.regularization / replicas
+            loss = share_of_mean(step.total, replicas) + step.regularization / replicas
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
         return self._log(step, labels, sample_weight)
 
@@ -337,11 +339,10 @@ class Distiller(tf_keras.Model):
                 hint="Give labels, or make the Distiller with label_loss_weight=0.",
             )
         if self._parts.label_loss is not None and labels is not None:
-            terms["label_loss"] = self._parts.label_loss(labels, predictions)
+            terms["label_loss"] = self._parts.label_loss(labels, predictions, student.mask)
             total += self.label_loss_weight * terms["label_loss"]
         for loss in self.losses_taught:
-            projection = self._projections.get(loss.name)
-            terms[loss.name] = loss.call(teacher, student, projection)
+            terms[loss.name] = self._term(loss, teacher, student, labels)
             total += loss.weight * terms[loss.name]
         if sample_weight is None:
             example_weights = tf.ones([batch])
@@ -352,22 +353,29 @@ class Distiller(tf_keras.Model):
             total=total * example_weights,
             terms=terms,
             predictions=predictions,
-            agreement=tf.cast(agreement, tf.float32),
+            agreement=mean_over_steps(tf.cast(agreement, tf.float32), student.mask),
             example_weights=example_weights,
             regularization=self._regularization(),
         )
 
-    def _mean_over_replicas(self, per_example: tf.Tensor) -> tf.Tensor:
-        """This replica's share of the mean over the global batch; optimizers sum the shares.
-
-        Dividing by the replica's own batch, as Keras does, is wrong where the last batch does
-        not divide evenly.
-        """
-        examples = tf.cast(tf.size(per_example), tf.float32)
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            context = tf.distribute.get_replica_context()
-            examples = context.all_reduce(tf.distribute.ReduceOp.SUM, examples)
-        return tf.math.divide_no_nan(tf.reduce_sum(per_example), examples)
+    def _term(
+        self, loss: DistillationLoss, teacher: Outputs, student: Outputs, labels: Any
+    ) -> tf.Tensor:
+        """The values of one loss, `[batch]`, before its weight."""
+        if loss.needs_labels and labels is None:  # in Python, as above
+            raise DataError(
+                f"`data` must have labels for the loss {loss.name!r}.",
+                received="inputs without labels",
+                hint="Give labels, or leave this loss out.",
+            )
+        projection = self._projections.get(loss.name)
+        given = {"labels": labels} if loss.needs_labels else {}
+        if not loss.across_batch or self.distribute_strategy.num_replicas_in_sync == 1:
+            return loss.call(teacher, student, projection, **given)
+        examples = tf.shape(student.logits)[0]
+        said = teacher.only(loss.teacher_layers), student.only(loss.student_layers)
+        (teacher, student), given = gathered((said, given))
+        return own_rows(loss.call(teacher, student, projection, **given), examples)
 
     def _regularization(self) -> tf.Tensor:
         # Under mixed precision those of activities are float16, those of weights float32.
@@ -423,7 +431,7 @@ def _refuse_keras3(method: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 def _require_same_classes(teacher: Shapes, student: Shapes) -> None:
-    if teacher.logits != student.logits:
+    if not tf.TensorShape(teacher.logits).is_compatible_with(student.logits):
         raise ModelError(
             "`teacher` and `student` must have the same classes.",
             received=f"teacher output {teacher.logits}, student output {student.logits}",

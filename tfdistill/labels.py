@@ -9,8 +9,9 @@ from typing import Any
 
 from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import DataError, SettingError
+from tfdistill.losses.shared import mean_over_steps
 
-LabelLoss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+LabelLoss = Callable[..., tf.Tensor]
 
 
 def per_example_label_loss(loss: Any, *, activation: str) -> LabelLoss:
@@ -23,7 +24,8 @@ def per_example_label_loss(loss: Any, *, activation: str) -> LabelLoss:
 
     Returns:
         A function of labels `[batch, ...]` and predictions `[batch, classes]` to float32
-        `[batch]`, not averaged.
+        `[batch]`, not averaged over the batch. A third argument, a mask as in `Outputs`, says which
+        time steps count in the mean of an example.
 
     Raises:
         SettingError: The loss reads probabilities where the student returns logits or the other
@@ -45,7 +47,7 @@ def per_example_label_loss(loss: Any, *, activation: str) -> LabelLoss:
             "`loss` must be the name of a Keras loss, a Loss, or a function.", received=loss
         )
 
-    def per_example(labels: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
+    def per_example(labels: tf.Tensor, predictions: tf.Tensor, mask: Any = ()) -> tf.Tensor:
         predictions = tf.cast(predictions, tf.float32)
         if labels.shape.rank == 1 and predictions.shape.rank == 2:
             labels = labels[:, tf.newaxis]  # else [batch] against [batch, 1] broadcasts to a square
@@ -56,6 +58,8 @@ def per_example_label_loss(loss: Any, *, activation: str) -> LabelLoss:
                 received="a loss that returns one number for the whole batch",
                 hint="Leave its mean over the batch out: it would lose the sample weights.",
             )
+        if not isinstance(mask, tuple):
+            return mean_over_steps(values, mask)
         return tf.reduce_mean(tf.reshape(values, [tf.shape(predictions)[0], -1]), axis=1)
 
     return per_example

@@ -139,13 +139,16 @@ class ModelView:
             training: As in Keras.
 
         Returns:
-            The model's own output `[batch, classes]`, and `Outputs` with its logits `[batch,
-            classes]` and the features by layer name.
+            The model's own output `[batch, ..., classes]`, and `Outputs` with its logits, the
+            features by layer name, and the Keras mask of its time steps.
         """
         outputs = tf.nest.flatten(self._extractor(inputs, training=training))
         heads = len(outputs) - len(self._layers)
         predictions, logits = self._finish(outputs[:heads], training)
-        return predictions, Outputs(logits, dict(zip(self._layers, outputs[heads:], strict=True)))
+        features = dict(zip(self._layers, outputs[heads:], strict=True))
+        # Where Keras looks for it, too. Without time steps it would be of no axis of the logits.
+        mask = getattr(predictions, "_keras_mask", None) if logits.shape.rank > 2 else None
+        return predictions, Outputs(logits, features, mask=() if mask is None else mask)
 
     def _read_ending_of(self, output: Any, role: str) -> list[Any]:
         """Finds out what the model ends in.

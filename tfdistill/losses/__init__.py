@@ -14,14 +14,29 @@ from tfdistill.errors import SettingError
 from tfdistill.losses import functional
 from tfdistill.losses.base import DistillationLoss, Outputs, Shapes, nearest
 from tfdistill.losses.features import Hint
-from tfdistill.losses.outputs import HardTargets, LogitsMSE, SoftTargets
+from tfdistill.losses.labelled import DecoupledKD, RegressionTargets
+from tfdistill.losses.outputs import (
+    DIST,
+    BinaryTargets,
+    CenteredMSE,
+    HardTargets,
+    LogitsMSE,
+    ProbabilityMSE,
+    SoftTargets,
+)
 
 __all__ = [
+    "DIST",
+    "BinaryTargets",
+    "CenteredMSE",
+    "DecoupledKD",
     "DistillationLoss",
     "HardTargets",
     "Hint",
     "LogitsMSE",
     "Outputs",
+    "ProbabilityMSE",
+    "RegressionTargets",
     "Shapes",
     "SoftTargets",
     "deserialize",
@@ -29,7 +44,21 @@ __all__ = [
     "serialize",
 ]
 
-_LOSSES = {loss.__name__: loss for loss in (SoftTargets, HardTargets, LogitsMSE, Hint)}
+_LOSSES = {
+    loss.__name__: loss
+    for loss in (
+        SoftTargets,
+        HardTargets,
+        LogitsMSE,
+        CenteredMSE,
+        ProbabilityMSE,
+        DecoupledKD,
+        DIST,
+        BinaryTargets,
+        RegressionTargets,
+        Hint,
+    )
+}
 
 
 def serialize(loss: DistillationLoss) -> dict[str, Any]:
@@ -40,8 +69,8 @@ def serialize(loss: DistillationLoss) -> dict[str, Any]:
 
     Example:
         >>> from tfdistill import losses
-        >>> losses.serialize(losses.HardTargets())
-        {'class_name': 'HardTargets', 'config': {'weight': 1.0, 'name': 'hard_targets'}}
+        >>> losses.serialize(losses.LogitsMSE())
+        {'class_name': 'LogitsMSE', 'config': {'weight': 1.0, 'name': 'logits_mse'}}
     """
     return {"class_name": type(loss).__name__, "config": loss.get_config()}
 
@@ -57,8 +86,8 @@ def deserialize(serialized: Mapping[str, Any]) -> DistillationLoss:
 
     Example:
         >>> from tfdistill import losses
-        >>> losses.deserialize({"class_name": "SoftTargets", "config": {"temperature": 2.0}})
-        SoftTargets(temperature=2.0, weight=1.0, name='soft_targets')
+        >>> losses.deserialize({"class_name": "LogitsMSE", "config": {"weight": 2.0}})
+        LogitsMSE(weight=2.0, name='logits_mse')
     """
     if not isinstance(serialized, Mapping) or set(serialized) != {"class_name", "config"}:
         raise SettingError(

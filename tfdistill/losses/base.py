@@ -25,19 +25,22 @@ class Outputs(NamedTuple):
     """What one model said about one batch.
 
     Attributes:
-        logits: `[batch, classes]`, any floating type.
+        logits: `[batch, ..., classes]`, any floating type; the axes between may be time steps.
         features: Layer name to that layer's output, `[batch, ...]`; holds every layer that a
             loss of the Distiller names.
         softened: Of a stored teacher whose logits were not all kept: `repr` of a temperature to
             logits `[batch, classes]` that are right at that one. Else empty.
+        mask: Of a student whose logits are `[batch, steps, classes]` and carry a Keras mask: bool
+            `[batch, steps]`, True where a step counts. Else `()`: all of them.
     """
 
     logits: Any
     features: Mapping[str, Any]
     softened: Mapping[str, Any] = {}  # never written to; tf.nest knows dicts
+    mask: Any = ()  # not None, which tf.nest takes for a value
 
     def logits_at(self, temperature: float) -> Any:
-        """Logits `[batch, classes]` whose softmax at `temperature` is the model's.
+        """Logits `[batch, ..., classes]` whose softmax at `temperature` is the model's.
 
         Raises:
             SettingError: They were stored for other temperatures only.
@@ -65,6 +68,10 @@ class Outputs(NamedTuple):
                 hint="Store with top_k=None, or use losses of softened targets.",
             )
         return self.logits
+
+    def only(self, layers: Iterable[str]) -> Outputs:
+        """The same with the features of these layers alone."""
+        return self._replace(features={layer: self.features[layer] for layer in layers})
 
 
 class Taught(NamedTuple):
@@ -133,6 +140,25 @@ class DistillationLoss(abc.ABC):
         """Names of the student's layers whose outputs this loss reads."""
         return ()
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether `call` takes a fourth argument, `labels`.
+
+        They are given as the data set has them, see `tfdistill.losses.shared.class_numbers`. Data
+        without labels are refused before the first step.
+        """
+        return False
+
+    @property
+    def across_batch(self) -> bool:
+        """Whether an example's value depends on the others of its batch.
+
+        `call` is then given the batches of all replicas as one, so that several replicas compute
+        what one does. It must return a value for each example all the same: the means of the
+        losses and the sample weights are taken of these.
+        """
+        return False
+
     def build(self, teacher: Shapes, student: Shapes) -> Any:
         """Refuses models that do not fit, and makes what has to be trained beside the student.
 
@@ -158,7 +184,7 @@ class DistillationLoss(abc.ABC):
             projection: What `build` returned.
 
         Returns:
-            `[batch]`, float32.
+            `[batch]`, float32: for logits with time steps the mean over those that count.
         """
 
     def get_config(self) -> dict[str, Any]:
@@ -192,15 +218,32 @@ class DistillationLoss(abc.ABC):
             )
         return cls(**config)
 
-    def _set_number(self, setting: str, bound: Literal[">", ">="], *, hint: str) -> None:
+    def _set_number(
+        self, setting: str, bound: Literal[">", ">="], *, hint: str, below: float = math.inf
+    ) -> None:
         """Checks a field against 0 and makes a plain float of it: 4 and 4.0 are one setting."""
         value = getattr(self, setting)
         number = float(value) if is_number(value) else math.nan
-        if not (math.isfinite(number) and (number > 0 or (number == 0 and bound == ">="))):
+        if not (0 < number < below or (number == 0 and bound == ">=")):
+            limit = "finite" if math.isinf(below) else f"< {below:g}"
             raise SettingError(
-                f"`{setting}` must be {bound} 0 and finite.", received=repr(value), hint=hint
+                f"`{setting}` must be {bound} 0 and {limit}.", received=repr(value), hint=hint
             )
         object.__setattr__(self, setting, number)
+
+    def _check_choice(self, setting: str, choices: Iterable[str]) -> None:
+        value = getattr(self, setting)
+        if value not in (choices := [*choices]):
+            raise SettingError(
+                f"`{setting}` must be one of {', '.join(map(repr, choices))}.",
+                received=repr(value),
+                hint=nearest(value, choices),
+            )
+
+    def _check_switch(self, setting: str) -> None:
+        value = getattr(self, setting)
+        if not isinstance(value, bool):
+            raise SettingError(f"`{setting}` must be True or False.", received=repr(value))
 
     def _check_text(self, setting: str, *, hint: str) -> None:
         value = getattr(self, setting)
