@@ -166,7 +166,13 @@ def _damage(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_remove, _damage])
-@pytest.mark.parametrize("format", [*_PLACES])
+@pytest.mark.parametrize(
+    "format",
+    [
+        pytest.param(format, marks=[pytest.mark.slow] if format in ("int4", "keras") else [])
+        for format in _PLACES
+    ],
+)
 def test_an_artifact_of_any_kind_is_made_again(
     digits: tuple[np.ndarray, np.ndarray],
     small_tf_keras_model: Callable[..., Any],

@@ -282,9 +282,15 @@ def text_encoder(end: Any, blocks: int = 2, **settings: Any) -> Any:
 @pytest.mark.parametrize(
     ("build", "unmasked"),
     [
-        (lambda: text_encoder(layers.GlobalAveragePooling1D(), 1), 0),
+        pytest.param(
+            lambda: text_encoder(layers.GlobalAveragePooling1D(), 1), 0, marks=pytest.mark.slow
+        ),
         (lambda: text_encoder(layers.GlobalAveragePooling1D(), 3), 2),
-        (lambda: text_encoder(layers.GlobalAveragePooling1D(), first=True), 0),
+        pytest.param(
+            lambda: text_encoder(layers.GlobalAveragePooling1D(), first=True),
+            0,
+            marks=pytest.mark.slow,
+        ),
         (lambda: text_encoder(lambda x: x[:, 0]), 1),
         (lambda: text_encoder(layers.LSTM(3)), 1),
     ],

@@ -238,6 +238,7 @@ def test_inspect_loads_code_only_where_told(
     assert main(["inspect", str(tmp_path / "net.keras"), "--unsafe"]) == 3
 
 
+@pytest.mark.slow
 def test_json_of_inspect_is_all_that_a_process_prints(trained: tuple[Path, Path]) -> None:
     """TensorFlow's own lines too are kept off both outputs."""
     model, _ = trained

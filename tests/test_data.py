@@ -427,6 +427,7 @@ assert tf.keras.layers.Dense.__module__.startswith("keras.src"), tf.keras.layers
 """
 
 
+@pytest.mark.slow  # TensorFlow and TFDS in a process of its own
 def test_tfds_is_imported_late_changes_nothing_and_names_its_own_folder(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
     environment["PYTHONPATH"] = str(Path(prepared.__file__).parents[1])

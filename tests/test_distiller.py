@@ -315,7 +315,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[pytest.mark.slow] if c == "tf_keras" else []) for c in CASES],
+)
 def test_two_replicas_are_one(case: str, two_replicas: Any) -> None:
     arrays = examples(15)  # 6, 6, 3: the last batch is split into 2 and 1
     data = tf.data.Dataset.from_tensor_slices(arrays).batch(6)
@@ -564,7 +567,9 @@ class _Interrupt(tf_keras.callbacks.Callback):
             raise self._error("interrupted")
 
 
-@each_library
+@pytest.mark.parametrize(
+    "library", [keras, pytest.param(tf_keras, marks=pytest.mark.slow)], ids=["keras", "tf_keras"]
+)
 def test_backup_and_restore_ends_in_the_weights_of_an_uninterrupted_run(
     library: Any, tmp_path: Path
 ) -> None:

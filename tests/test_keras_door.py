@@ -90,8 +90,9 @@ CASES = [
     *(Case(first, "1") for first in ("tfdistill", "tensorflow, tf.keras used")),
     *(Case(first, "0") for first in ("tfdistill", "tfmot")),
 ]
+# A whole pipeline is the quick one.
 LESS_LIKELY = (
-    *(Case(first, None) for first in ("tensorflow", "keras", "tf_keras")),
+    *(Case(first, None) for first in ("tensorflow", "keras", "tf_keras", "tfdistill", "tfmot")),
     *(Case("tensorflow, tf.keras used", switch) for switch in (None, "1")),
     *(Case("tfdistill", switch) for switch in ("0", "1")),
     Case("tfmot", "0"),
@@ -148,6 +149,7 @@ def test_tf_keras_and_environment_stay_what_they_were(seen: Look, case: Case) ->
     assert seen("with", case) == expected
 
 
+@pytest.mark.slow
 def test_the_cases_reach_both_kerases(seen: Look) -> None:
     """If one meaning held everywhere, the comparison above could not fail."""
 

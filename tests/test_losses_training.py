@@ -33,6 +33,7 @@ ALL = (
     losses.DIST(2.0, 3.0),
     losses.BinaryTargets(),
     losses.RegressionTargets(weight=0.1),
+    losses.EarlyExits(["rectified"], weight=0.1),
 )
 
 
@@ -65,6 +66,7 @@ def distilled(
     taught: Any, data: Any, *, loss: Any = LABEL_LOSS, **settings: Any
 ) -> tuple[dict[str, Any], list[Array]]:
     """Logs and weights after training a student of four classes."""
+    tf_keras.utils.set_random_seed(0)  # of what is trained beside it
     distiller = td.Distiller(
         perceptron(tf_keras, classes=4),
         perceptron(keras, units=7, classes=4, seed=1, name="teacher"),

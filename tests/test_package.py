@@ -207,6 +207,7 @@ def environment(tmp_path: Path) -> Path:
     return tmp_path / "environment"
 
 
+@pytest.mark.slow
 def test_wheel_works_alone(wheel: Path, environment: Path, tmp_path: Path) -> None:
     """The wheel is all that the environment has of tfdistill; its dependencies are borrowed.
 

@@ -298,7 +298,14 @@ ARCHITECTURES: dict[Callable[[Any], Any], dict[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("body", ARCHITECTURES, ids=lambda body: body.__name__)
+_ALIKE = (concatenated, dense, plain_convolutions, separable_1d)  # each a part of another
+
+
+@pytest.mark.parametrize(
+    "body",
+    [pytest.param(b, marks=[pytest.mark.slow] if b in _ALIKE else []) for b in ARCHITECTURES],
+    ids=lambda body: body.__name__,
+)
 def test_the_artifact_is_the_model_and_keeps_its_zeros(
     body: Callable[[Any], Any], tmp_path: Path
 ) -> None:
@@ -355,7 +362,11 @@ def small_and_large(inputs: Any) -> tuple[Any, Any]:
     return both[0], both[1]
 
 
-@pytest.mark.parametrize("body", [maximum, minimum, concatenate], ids=lambda body: body.__name__)
+@pytest.mark.parametrize(
+    "body",
+    [concatenate, *(pytest.param(b, marks=pytest.mark.slow) for b in (maximum, minimum))],
+    ids=lambda body: body.__name__,
+)
 def test_what_is_merged_in_one_operator_has_one_range(
     body: Callable[[Any], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipeline_process import main as run_here
+
+from tfdistill.runs.run import RunDirectory
 
 _SCRIPT = Path(__file__).with_name("pipeline_process.py")
 _STAGES = ("distillation", "baseline", "pruning", "quantization")
@@ -82,7 +85,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             "distillation/checkpoint-000002.json",
             "quantization/checkpoint-000001.npz",
-            "artifacts/student_int8.tflite",
         ),
         pytest.param(
             (
@@ -91,6 +93,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "distillation/stage.json",
                 "baseline/checkpoint-000003.json",
                 "pruning/checkpoint-000002.json",
+                "artifacts/student_int8.tflite",
             ),
             marks=pytest.mark.slow,
         ),
@@ -112,12 +115,13 @@ def test_killed_at_many_moments_it_ends_in_the_same_bits(
 
 
 def test_a_changed_setting_runs_its_stage_and_those_below_again(
-    uninterrupted: Path, tmp_path: Path
+    uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted, run_dir)
     before = {stage: (run_dir / stage / "weights.npz").stat().st_mtime_ns for stage in _STAGES}
-    said = _run(run_dir, "2")
+    run_here(str(run_dir), pruning_epochs=2)
+    said = capsys.readouterr().out
     assert "distillation: finished before" in said
     assert "baseline: finished before" in said
     after = {stage: (run_dir / stage / "weights.npz").stat().st_mtime_ns for stage in _STAGES}
@@ -140,19 +144,7 @@ def test_damaged_files_are_named_and_made_again(uninterrupted: Path, tmp_path: P
 
 def test_a_second_run_on_the_directory_is_refused(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    hold = (
-        "import sys, time\n"
-        "from tfdistill.runs.run import RunDirectory\n"
-        "with RunDirectory(sys.argv[1]):\n"
-        "    print('held', flush=True)\n"
-        "    time.sleep(600)\n"
-    )
-    first = subprocess.Popen(
-        [sys.executable, "-c", hold, str(run_dir)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "held\n"
+    with RunDirectory(run_dir):
         second = subprocess.run(
             [sys.executable, str(_SCRIPT), str(run_dir)],
             capture_output=True,
@@ -160,8 +152,5 @@ def test_a_second_run_on_the_directory_is_refused(tmp_path: Path) -> None:
             check=False,
             timeout=300,
         )
-    finally:
-        first.kill()
-        first.communicate()
     assert second.returncode != 0
     assert "`run_dir` must not be in use by another run." in second.stderr

@@ -190,6 +190,8 @@ _ALIKE = (
     *("rescaling by channel", "after concatenation", "strides over time", "joined over time"),
     *("larger over time", "product of three", "groups", "larger images", "squeeze"),
     *("hard sigmoid of tf_keras", "depthwise over time", "images at each step"),
+    *("after two readers", "after dense", "over past time", "separable over time"),
+    *("swish in a layer", "hard sigmoid", "sum of three", "steps of steps"),
 )
 
 
@@ -265,13 +267,12 @@ TEXT: dict[str, tuple[Body, dict[str, str]]] = {
     ),
 }
 
+_TEXT_ALIKE = ("GRU", "LSTM", "both ways, averaged", "simple")  # much like "both ways"
+
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ("GRU", "simple") else [])
-        for name in TEXT
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] if name in _TEXT_ALIKE else []) for name in TEXT],
 )
 def test_texts_multiply_in_8_bits_alone(name: str, tmp_path: Path) -> None:
     body, left_float = TEXT[name]
@@ -328,7 +329,10 @@ def test_a_mask_that_something_unknown_reads_stays_where_it_is() -> None:
     np.testing.assert_allclose(rewritten(words), model(words), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("skip", [[], ["embedding"], ["memory"]])
+@pytest.mark.parametrize(
+    "skip",
+    [[], *(pytest.param([name], marks=pytest.mark.slow) for name in ("embedding", "memory"))],
+)
 def test_padding_is_ignored_in_8_bits_too(skip: list[str]) -> None:
     """tfmot's wrapper drops the mask that a layer gives, silently."""
     model = of_words(lambda w: L.LSTM(4, name="memory")(embedded(w, mask=True)))
@@ -473,7 +477,9 @@ def test_a_wrong_rewrite_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         rewrite(model)
 
 
-@pytest.mark.parametrize("mode", ["concat", "sum", "mul", "ave"])
+@pytest.mark.parametrize(
+    "mode", ["concat", *(pytest.param(m, marks=pytest.mark.slow) for m in ("sum", "mul", "ave"))]
+)
 def test_both_ways_are_joined_as_keras_does(mode: str) -> None:
     """The backward half in the order of time, and with layers that differ."""
 
@@ -498,8 +504,9 @@ def test_what_is_joined_with_a_written_out_layer_has_one_range(tmp_path: Path) -
     """Else the converter clips the larger to the range of the states, which is -1 to 1."""
 
     def body(image: Any) -> Any:
-        large = L.Rescaling(30.0)(L.Conv1D(4, 1)(steps(image)))
-        states = L.Bidirectional(L.LSTM(4, return_sequences=True))(L.Conv1D(4, 1)(steps(image)))
+        few = L.Reshape((8, 24))(image)  # each step is some twenty operators
+        large = L.Rescaling(30.0)(L.Conv1D(4, 1)(few))
+        states = L.Bidirectional(L.LSTM(4, return_sequences=True))(L.Conv1D(4, 1)(few))
         return L.Concatenate()([states, large])
 
     model = of_images(body)

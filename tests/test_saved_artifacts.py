@@ -135,7 +135,11 @@ assert not any(name.split(".")[0] in ("tfdistill", "tf_keras") for name in sys.m
 
 
 @pytest.mark.parametrize(
-    ("format", "script"), [("keras", _PLAIN_KERAS), ("savedmodel", _PLAIN_TENSORFLOW)]
+    ("format", "script"),
+    [
+        pytest.param("keras", _PLAIN_KERAS, marks=pytest.mark.slow),
+        ("savedmodel", _PLAIN_TENSORFLOW),
+    ],
 )
 def test_others_load_it_without_this_library(
     student: Any,

@@ -79,7 +79,9 @@ def real(model: Any, format: str, path: Path) -> tuple[int, int]:
     return len(content), len(gzip.compress(content, 9))
 
 
-@pytest.mark.parametrize("make", [plain, pytest.param(depthwise, marks=pytest.mark.slow), dense])
+@pytest.mark.parametrize(
+    "make", [plain, *(pytest.param(m, marks=pytest.mark.slow) for m in (depthwise, dense))]
+)
 def test_prediction_is_close_to_the_real_artifacts(make: Any, tmp_path: Path) -> None:
     model = trained(make())
     plan = plan_pruning(model, Pruning(sparsity=SPARSITY))

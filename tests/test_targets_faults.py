@@ -139,6 +139,7 @@ def test_killed_it_asks_about_the_rest_only(augmented: Stored, tmp_path: Path) -
     assert len(by_others.asked) > 2 * EXAMPLES  # three views, of which few are alike
 
 
+@pytest.mark.slow
 def test_two_parts_stored_at_once_are_all(augmented: Stored, tmp_path: Path) -> None:
     path, seen = tmp_path / "targets", tmp_path / "seen"
     process = _start("store", path, seen, 1, 2, 0.05)

@@ -13,6 +13,7 @@ from typing import Any
 from tfdistill.errors import SettingError
 from tfdistill.losses import functional
 from tfdistill.losses.base import DistillationLoss, Outputs, Shapes, nearest
+from tfdistill.losses.exits import EarlyExits
 from tfdistill.losses.features import Hint
 from tfdistill.losses.labelled import DecoupledKD, RegressionTargets
 from tfdistill.losses.outputs import (
@@ -31,6 +32,7 @@ __all__ = [
     "CenteredMSE",
     "DecoupledKD",
     "DistillationLoss",
+    "EarlyExits",
     "HardTargets",
     "Hint",
     "LogitsMSE",
@@ -57,6 +59,7 @@ _LOSSES = {
         BinaryTargets,
         RegressionTargets,
         Hint,
+        EarlyExits,
     )
 }
 

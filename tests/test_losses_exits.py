@@ -1,0 +1,137 @@
+"""Exits of a student's own layers, taught by its end."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from formulas import Array, log_probabilities, soft_targets
+from networks import examples, perceptron
+
+import tfdistill as td
+from tfdistill import losses
+from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.errors import ModelError, SettingError
+
+# Keras 3 saves and loads variables through NumPy's older protocol.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+CLASSES, WIDTHS = 3, {"map": (2, 5, 4), "flat": (6,)}
+SHAPES = losses.Shapes((CLASSES,), WIDTHS)
+
+
+def said(seed: int = 0, scale: float = 1.0) -> losses.Outputs:
+    rng = np.random.default_rng(seed)
+    return losses.Outputs(
+        tf.constant(scale * rng.normal(size=(8, CLASSES)), tf.float32),
+        {n: tf.constant(scale * rng.normal(size=(8, *s)), tf.float32) for n, s in WIDTHS.items()},
+    )
+
+
+def reference(loss: Any, student: Any, weights: list[Array], labels: Array) -> Array:
+    """By the formula, in float64, from the kernels and biases of the exits."""
+    total = np.zeros(8)
+    for place, layer in enumerate(loss.layers):
+        kernel, bias = (np.asarray(w, np.float64) for w in weights[2 * place : 2 * place + 2])
+        values = np.asarray(student.features[layer], np.float64)
+        means = values.reshape(8, -1, values.shape[-1]).mean(axis=1)
+        logits = means @ kernel + bias
+        taught = soft_targets(student.logits, logits, loss.temperature)
+        own = -log_probabilities(logits)[np.arange(8), labels]
+        total += loss.label_weight * own + (1 - loss.label_weight) * taught
+    return total / len(loss.layers)
+
+
+@pytest.mark.parametrize("label_weight", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_the_value_is_the_formula(label_weight: float, one_hot: bool) -> None:
+    loss = losses.EarlyExits(["map", "flat"], temperature=2.0, label_weight=label_weight)
+    exits = loss.build(SHAPES, SHAPES)
+    labels = np.random.default_rng(1).integers(0, CLASSES, 8)
+    given = np.eye(CLASSES)[labels] if one_hot else labels
+    value = loss.call(said(9), said(), exits, labels=given)
+    assert value.dtype == tf.float32
+    expected = reference(loss, said(), exits.get_weights(), labels)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert loss.needs_labels == (label_weight > 0)
+
+
+def test_the_end_is_not_taught_and_the_layers_are() -> None:
+    loss, student = losses.EarlyExits(["map", "flat"], label_weight=0.0), said()
+    exits = loss.build(SHAPES, SHAPES)
+    with tf.GradientTape() as tape:
+        watched = {"end": student.logits, **student.features}
+        tape.watch(watched)
+        value = loss.call(said(9), student, exits)
+    gradients = tape.gradient(value, watched)
+    assert gradients["end"] is None
+    assert all(np.abs(gradients[layer]).max() > 1e-4 for layer in WIDTHS)
+
+
+def test_it_is_finite_at_extreme_values() -> None:
+    loss = losses.EarlyExits(["map", "flat"])
+    value = loss.call(said(9), said(scale=1e4), loss.build(SHAPES, SHAPES), labels=np.zeros(8, int))
+    assert np.isfinite(value).all()
+
+
+@pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
+def test_a_layer_learns_beside_the_student(library: Any, tmp_path: Path) -> None:
+    inputs, labels, _ = examples(60)
+    student = perceptron(library, units=8, seed=3)
+    names = [weight.name for weight in student.weights]
+    taught = [losses.EarlyExits(["rectified"], label_weight=0.5)]
+    distiller = td.Distiller(student, perceptron(keras, seed=4, name="teacher"), taught, 0.5)
+    distiller.compile(tf_keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    history = distiller.fit(inputs, labels, epochs=15, batch_size=20, verbose=0).history
+    assert history["early_exits"][-1] < 0.7 * history["early_exits"][0]
+    assert set(distiller.projection_weights) == {"early_exits/0", "early_exits/1"}
+    assert [weight.name for weight in distiller.student.weights] == names
+    distiller.save(tmp_path / "student.keras")
+    loaded = library.models.load_model(tmp_path / "student.keras")
+    assert [w.shape for w in loaded.get_weights()] == [w.shape for w in student.get_weights()]
+
+
+def test_settings_go_and_come_back() -> None:
+    loss = losses.EarlyExits(["a", "b"], temperature=2, label_weight=0, weight=0.3, name="exits")
+    assert losses.deserialize(losses.serialize(loss)) == loss
+    assert loss.layers == ("a", "b")
+    assert hash(loss) == hash(losses.EarlyExits(("a", "b"), 2.0, 0.0, 0.3, "exits"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": "block"}, "`layers` must be a list of different names of layers. Received: 'b"),
+        ({"layers": []}, "`layers` must be a list of different names"),
+        ({"layers": ["a", "a"]}, "`layers` must be a list of different names"),
+        ({"layers": ["a"], "label_weight": 1.5}, "`label_weight` must be from 0 to 1. Received: 1"),
+        ({"layers": ["a"], "label_weight": -1}, "`label_weight` must be >= 0"),
+        ({"layers": ["a"], "temperature": 0}, "`temperature` must be > 0"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=re.escape(message)):
+        losses.EarlyExits(**settings)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (
+            losses.Shapes((7, CLASSES), WIDTHS),
+            "must have logits [batch, classes] to teach its earlier layers. "
+            "Received: student logits [batch, 7, 3]",
+        ),
+        (
+            losses.Shapes((CLASSES,), {**WIDTHS, "flat": (None,)}),
+            "`layers` must put out [batch, ..., width] with a known width. "
+            "Received: layer 'flat' [batch, ?]",
+        ),
+    ],
+)
+def test_what_has_no_exit_is_refused(shapes: losses.Shapes, message: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(message)):
+        losses.EarlyExits(["flat"]).build(SHAPES, shapes)
