@@ -7,9 +7,10 @@ given: the cost is the same). In turn, several times:
 
 - epochs of the student: plain `fit`; on stored targets; live; and the first two once more with
   an augmentation, of which 4 views are stored;
-- `teacher.predict` over the examples, and storing targets of them.
+- `teacher.predict` over the whole training set, and storing targets of it, in fewer rounds.
 
-Prints the medians of the ratios within each round. Then, in processes of their own, the peak
+Prints the medians of the ratios within each round, and from the medians of their times what a
+distillation stage costs with stored targets and live. Then, in processes of their own, the peak
 memory of reading a million stored examples, and of reading as many without targets.
 """
 
@@ -49,15 +50,16 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def measure(
-    data_dir: str, teacher: Any, steps: int, rounds: int, folder: Path
-) -> dict[str, list[float]]:
-    """Seconds of every round, by contender.
+    data_dir: str, teacher: Any, steps: int, rounds: int, storing_rounds: int, folder: Path
+) -> tuple[dict[str, list[float]], int]:
+    """Seconds of every round, by contender; and the batches of the whole training set.
 
     Args:
         data_dir: Where TFDS finds Fashion-MNIST.
         teacher: A Keras 3 model.
         steps: Batches in an epoch.
         rounds: Counted rounds, after one that is not.
+        storing_rounds: The same for the whole training set.
         folder: For the stored targets.
     """
     reuse_memory()
@@ -78,28 +80,37 @@ def measure(
         distiller.compile("adam", loss, metrics=["accuracy"])
         return lambda: distiller.fit(batches, verbose=0)
 
-    def store(path: Path, **more: Any) -> Any:
+    def store(batches: Any, path: Path, **more: Any) -> Any:
         shutil.rmtree(path, ignore_errors=True)
-        return td.store_targets(teacher, fixed, path, verbose=0, **more)
+        return td.store_targets(teacher, batches, path, verbose=0, **more)
 
     # The same examples in each epoch, in an order that is not the question here.
-    fixed = train.cache(str(folder / "examples"))
-    for _ in fixed:
-        pass
-    stored = store(folder / "targets")
-    several = store(folder / "views", augment=_AUGMENT, views=_VIEWS)
+    fixed, whole = train.cache(str(folder / "examples")), data.train.cache(str(folder / "whole"))
+    for batches in (fixed, whole):
+        for _ in batches:
+            pass
+    stored = store(fixed, folder / "targets")
+    several = store(fixed, folder / "views", augment=_AUGMENT, views=_VIEWS)
     contenders = {
         "plain": plain(fixed),
         "stored": taught(stored.attach(fixed)),
         "live": taught(fixed),
         "plain, augmented": plain(views_of(fixed, _AUGMENT, 0, 0, views=_VIEWS)),
         "stored, augmented": taught(several.attach(fixed)),
-        "predict": lambda: teacher.predict(fixed.map(lambda images, _: images), verbose=0),
-        "storing": lambda: store(folder / "again"),
     }
+    storing = {
+        "predict": lambda: teacher.predict(whole.map(lambda images, _: images), verbose=0),
+        "storing": lambda: store(whole, folder / "again"),
+    }
+    seconds = _in_turn(contenders, rounds) | _in_turn(storing, storing_rounds)
+    return seconds, int(data.train.cardinality())
+
+
+def _in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
-        for name, run in contenders.items():
+        order = [*contenders.items()]
+        for name, run in order if number % 2 else reversed(order):  # who is first differs
             took = _seconds(run)
             if number:  # the first traces and compiles
                 seconds[name].append(took)
@@ -142,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--teacher", help="a .keras file (default: an untrained one)")
     parser.add_argument("--steps", type=int, default=60, help="in an epoch (default: 60)")
     parser.add_argument("--rounds", type=int, default=9, help="(default: 9)")
+    parser.add_argument("--storing-rounds", type=int, default=3, help="(default: 3)")
     parser.add_argument("--examples", type=int, default=1_000_000, help="(default: 1000000)")
     arguments = parser.parse_args(argv)
     teacher = (
@@ -152,7 +164,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{processor()}, {arguments.rounds} rounds of {arguments.steps} batches of {_BATCH}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        seconds = measure(arguments.data_dir, teacher, arguments.steps, arguments.rounds, folder)
+        seconds, whole = measure(
+            arguments.data_dir,
+            teacher,
+            arguments.steps,
+            arguments.rounds,
+            arguments.storing_rounds,
+            folder,
+        )
         for what, values in seconds.items():
             print(f"{what}: {statistics.median(values):.2f} s")
 
@@ -168,13 +187,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds["plain, augmented"],
         )
         ratio("storing / predict", seconds["storing"], seconds["predict"])
-        whole = [
-            (storing + _EPOCHS * stored) / (_EPOCHS * live)
-            for storing, stored, live in zip(
-                seconds["storing"], seconds["stored"], seconds["live"], strict=True
-            )
-        ]
-        ratio(f"stage of {_EPOCHS} epochs, stored / live", whole, [1.0] * len(whole))
+        epochs = _EPOCHS * whole / arguments.steps  # of the rounds' steps, in a stage
+        median = {name: statistics.median(values) for name, values in seconds.items()}
+        stage = (median["storing"] + epochs * median["stored"]) / (epochs * median["live"])
+        print(f"stage of {_EPOCHS} epochs, stored / live: {stage:.3f}")
         ratio("epoch, live / plain", seconds["live"], seconds["plain"])
         without = _peak_memory(folder, arguments.examples, with_targets=False)
         with_targets = _peak_memory(folder, arguments.examples, with_targets=True)
