@@ -26,7 +26,7 @@ from tfdistill.errors import (
 )
 
 if TYPE_CHECKING:  # for type checkers and editors; _LAZY says the same to Python
-    from tfdistill import bridge, losses, teachers
+    from tfdistill import bridge, losses, schedules, teachers
     from tfdistill.bridge import load_model, to_keras3, to_tf_keras
     from tfdistill.certificate import certify
     from tfdistill.data import RandomShiftAndFlip, load_dataset
@@ -73,6 +73,7 @@ __all__ = [
     "load_model",
     "losses",
     "read_metadata",
+    "schedules",
     "store_targets",
     "teachers",
     "to_keras3",
@@ -99,6 +100,7 @@ _LAZY = {
     "load_model": "bridge",
     "losses": "losses",
     "read_metadata": "litert.metadata",
+    "schedules": "schedules",
     "store_targets": "targets",
     "teachers": "teachers",
     "to_keras3": "bridge",
