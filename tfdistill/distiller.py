@@ -13,6 +13,7 @@ import numpy as np
 
 from tfdistill import bridge
 from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.adversarial import Adversarial, check_adversarial
 from tfdistill.errors import DataError, ModelError, SettingError, TfdistillError
 from tfdistill.labels import (
     LabelLoss,
@@ -89,6 +90,8 @@ class Distiller(tf_keras.Model):
             rows learn from the teacher only: their label loss, and losses that read labels, are 0
             (and counted in the batch's mean), and metrics leave them out. `None` where every row
             has a label.
+        adversarial: Whether, and how, the student is trained on adversarial examples, too. Then
+            the `loss` of `fit` is of both; the other logs are of the unmoved inputs.
 
     Attributes:
         notes: Sentences on what was recognised or changed, such as a final softmax.
@@ -118,6 +121,7 @@ class Distiller(tf_keras.Model):
         name: str = "distiller",
         *,
         unlabelled: float | None = None,
+        adversarial: Adversarial | None = None,
     ) -> None:
         losses, label_loss_weight = check_losses(losses, label_loss_weight)
         unlabelled = check_unlabelled(unlabelled)
@@ -146,6 +150,7 @@ class Distiller(tf_keras.Model):
         self.losses_taught = losses
         self.label_loss_weight = label_loss_weight
         self.unlabelled = unlabelled
+        self.adversarial = check_adversarial(adversarial)
         self.notes = tuple(note for note in (view.note, asked.note) if note)
         for note in self.notes:
             logger.info(note)
@@ -274,20 +279,27 @@ class Distiller(tf_keras.Model):
         """One step on one batch; called by `fit`."""
         given, labels, sample_weight = self._unpacked(data)
         inputs, teacher = self._taught(given)
+
+        def step_on(inputs: Any) -> Step:
+            return self._step(teacher, inputs, labels, sample_weight, training=True)
+
         with tf.GradientTape() as tape:
-            step = self._step(teacher, inputs, labels, sample_weight, training=True)
-            regularization = self._regularization()
+            if self.adversarial is None:
+                step = step_on(inputs)
+            else:
+                step, total = self.adversarial.total(step_on, inputs, tape)
+                step = step._replace(total=total)
             replicas = self.distribute_strategy.num_replicas_in_sync
-            loss = share_of_mean(step.total, replicas) + regularization / replicas
+            loss = share_of_mean(step.total, replicas) + step.regularization / replicas
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
-        return self._log(step, regularization, labels, sample_weight)
+        return self._log(step, labels, sample_weight)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of `evaluate`; changes nothing but metrics."""
         given, labels, sample_weight = self._unpacked(data)
         inputs, teacher = self._taught(given)
         step = self._step(teacher, inputs, labels, sample_weight, training=False)
-        return self._log(step, self._regularization(), labels, sample_weight)
+        return self._log(step, labels, sample_weight)
 
     def save(self, filepath: Any, **kwargs: Any) -> None:
         """Saves the student alone, in the Keras it was given in (so `ModelCheckpoint` does too)."""
@@ -333,7 +345,7 @@ class Distiller(tf_keras.Model):
         self, teacher: Any, inputs: Any, labels: Any, sample_weight: Any, *, training: bool
     ) -> Step:
         predictions, student = self._parts.student(inputs, training=training)
-        return self._parts.terms(
+        step = self._parts.terms(
             teacher,
             student,
             predictions,
@@ -343,16 +355,15 @@ class Distiller(tf_keras.Model):
             step=self.optimizer.iterations,
             replicas=self.distribute_strategy.num_replicas_in_sync,
         )
+        return step._replace(regularization=self._regularization())
 
     def _regularization(self) -> tf.Tensor:
         # Under mixed precision those of activities are float16, those of weights float32.
         return tf.add_n([tf.zeros([]), *(tf.cast(loss, tf.float32) for loss in self.losses)])
 
-    def _log(
-        self, step: Step, regularization: Any, labels: Labels | None, sample_weight: Any
-    ) -> dict[str, tf.Tensor]:
+    def _log(self, step: Step, labels: Labels | None, sample_weight: Any) -> dict[str, tf.Tensor]:
         trackers = self._parts.trackers
-        trackers["loss"].update_state(step.total + regularization)
+        trackers["loss"].update_state(step.total + step.regularization)
         for name, values in step.terms.items():
             trackers[name].update_state(values * step.example_weights)
         trackers["teacher_agreement"].update_state(step.agreement)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tfdistill._keras import tf_keras, tfmot
+from tfdistill.adversarial import Adversarial, check_adversarial
 from tfdistill.distiller import Distiller
 from tfdistill.errors import SettingError, SparsityError
 from tfdistill.labels import check_unlabelled, weighted_by_labels
@@ -59,6 +60,7 @@ class Distillation:
             stored; epochs walk through them.
         unlabelled: What stands for the label of a training example that has none, see `Distiller`:
             such examples learn from the teacher only. The student alone learns from the others.
+        adversarial: A `td.Adversarial`, to train taught students on adversarial examples, too.
 
     Raises:
         SettingError: A setting is out of its range.
@@ -76,6 +78,7 @@ class Distillation:
     store_targets: bool | Literal["auto"] = "auto"
     views: int = 8
     unlabelled: float | None = None
+    adversarial: Adversarial | None = None
 
     def __post_init__(self) -> None:
         """Checks what does not need the models."""
@@ -88,6 +91,7 @@ class Distillation:
         object.__setattr__(self, "losses", losses)
         object.__setattr__(self, "label_loss_weight", weight)
         object.__setattr__(self, "unlabelled", check_unlabelled(self.unlabelled))
+        check_adversarial(self.adversarial)
         if self.unlabelled is not None:
             refuse_unknown_labels(losses)
         check_training(self)
@@ -381,6 +385,7 @@ def distiller_of(asked: Distillation, model: Any, teacher: Any, *, steps: int) -
         [loss.over(steps) for loss in asked.losses],
         weight.over(steps) if isinstance(weight, Schedule) else weight,
         unlabelled=asked.unlabelled,
+        adversarial=asked.adversarial,
     )
 
 

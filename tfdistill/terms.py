@@ -27,6 +27,7 @@ class Step(NamedTuple):
     predictions: tf.Tensor  # [batch, ..., classes], the student's own output
     agreement: tf.Tensor  # [batch], share of the steps where both predict the same class
     example_weights: tf.Tensor  # [batch]
+    regularization: Any = 0.0  # one number, of the weights as they were in the forward pass
 
 
 @dataclass(frozen=True)
