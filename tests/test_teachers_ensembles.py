@@ -93,6 +93,56 @@ def test_sigmoid_of_one_unit_is_the_mean_of_sigmoids(kind: str) -> None:
         )
 
 
+def _entropies(given: Any) -> Array:
+    """Of each member, `[members, batch]`; one unit as the two logits `[0, z]`."""
+    found = []
+    for values in given:
+        if values.shape[1] == 1:
+            values = np.concatenate([np.zeros_like(values), values], axis=1)
+        shifted = values - values.max(axis=1, keepdims=True)
+        logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        found.append(-(np.exp(logs) * logs).sum(axis=1))
+    return np.array(found)
+
+
+def _by_confidence(given: Any, weights: Any) -> Array:
+    """Weights `[members, batch, 1]` of the members."""
+    entropies = _entropies(given)
+    total = entropies.sum(axis=0)
+    doubt = np.divide(entropies, total, out=np.zeros_like(entropies), where=total > 0)
+    shares = np.reshape(weights or [1.0] * len(given), [-1, 1]) * (1 - doubt)
+    return (shares / shares.sum(axis=0))[..., np.newaxis]
+
+
+@pytest.mark.parametrize("classes", [3, 1])
+@pytest.mark.parametrize("weights", [None, [3, 1, 4]], ids=["equal", "weighted"])
+@pytest.mark.parametrize("kind", LOGITS)
+def test_surer_members_count_more(kind: str, weights: Any, classes: int) -> None:
+    given = [values[:, :classes].astype("f").astype(float) for values in LOGITS[kind]]
+    shares = _by_confidence(given, weights)
+    said = _answer(Ensemble(_saying(*given), weights, by_confidence=True), classes, 6)
+    tolerance = 1e-6 * max(10.0, np.abs(given).max())
+    np.testing.assert_allclose(said, (shares * given).sum(axis=0), rtol=1e-4, atol=tolerance)
+
+    probabilities = _softmax if classes > 1 else _sigmoid
+    mixed = Ensemble(_saying(*given), weights, "probabilities", by_confidence=True)
+    expected = (shares * [probabilities(values) for values in given]).sum(axis=0)
+    said = _answer(mixed, classes, 6)
+    assert np.isfinite(said).all()
+    np.testing.assert_allclose(probabilities(said), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_of_two_members_each_counts_in_inverse_proportion_to_its_entropy() -> None:
+    given = [values.astype("f").astype(float) for values in LOGITS["moderate"][:2]]
+    first, second = _entropies(given)
+    assert (first / second).max() > 2 > 0.5 > (first / second).min()
+    said = _answer(Ensemble(_saying(*given), by_confidence=True), 3, 6)
+    expected = (given[0] / first[:, None] + given[1] / second[:, None]) / (1 / first + 1 / second)[
+        :, None
+    ]
+    np.testing.assert_allclose(said, expected, rtol=1e-4, atol=1e-5)
+
+
 def _spread(given: Any) -> float:
     """How much larger float32's error is in logits of this size than in those near 1."""
     return max(1.0, float(np.abs(given).max()) / 100)
@@ -215,6 +265,11 @@ def test_layer_is_refused(layer: str, message: str) -> None:
             SettingError,
             r"`combine` must be 'logits' or 'probabilities'\. Received: 'mean'",
         ),
+        (
+            lambda m: Ensemble([m, m], by_confidence="entropy"),  # type: ignore[arg-type]
+            SettingError,
+            r"`by_confidence` must be True or False\. Received: entropy",
+        ),
     ],
 )
 def test_setting_is_refused(make: Any, error: type[Exception], message: str) -> None:
@@ -265,5 +320,6 @@ def test_identity_is_that_of_members_weights_and_means() -> None:
         print_of(2, 1),
         print_of(1, 2, weights=[1, 2]),
         print_of(1, 2, combine="probabilities"),
+        print_of(1, 2, by_confidence=True),
     }
-    assert len(others | {first}) == 5
+    assert len(others | {first}) == 6

@@ -26,7 +26,8 @@ from tfdistill.errors import (
 )
 
 if TYPE_CHECKING:  # for type checkers and editors; _LAZY says the same to Python
-    from tfdistill import bridge, losses, teachers
+    from tfdistill import bridge, losses, schedules, teachers
+    from tfdistill.adversarial import Adversarial
     from tfdistill.bridge import load_model, to_keras3, to_tf_keras
     from tfdistill.certificate import certify
     from tfdistill.data import RandomShiftAndFlip, load_dataset
@@ -43,6 +44,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _LAZY says the same to Pytho
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adversarial",
     "CertificationError",
     "ConversionError",
     "DataError",
@@ -73,6 +75,7 @@ __all__ = [
     "load_model",
     "losses",
     "read_metadata",
+    "schedules",
     "store_targets",
     "teachers",
     "to_keras3",
@@ -81,6 +84,7 @@ __all__ = [
 
 # Public name -> the module it stands in; a module stands for itself.
 _LAZY = {
+    "Adversarial": "adversarial",
     "Distillation": "stages",
     "Distiller": "distiller",
     "Export": "export",
@@ -99,6 +103,7 @@ _LAZY = {
     "load_model": "bridge",
     "losses": "losses",
     "read_metadata": "litert.metadata",
+    "schedules": "schedules",
     "store_targets": "targets",
     "teachers": "teachers",
     "to_keras3": "bridge",

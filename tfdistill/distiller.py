@@ -7,25 +7,32 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tfdistill import bridge
 from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.adversarial import Adversarial, check_adversarial
 from tfdistill.errors import DataError, ModelError, SettingError, TfdistillError
-from tfdistill.labels import LabelLoss, accuracy_metric, per_example_label_loss
+from tfdistill.labels import (
+    LabelLoss,
+    Labels,
+    accuracy_metric,
+    check_unlabelled,
+    known_labels,
+    per_example_label_loss,
+)
 from tfdistill.losses import DistillationLoss, Shapes
 from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, check_losses
-from tfdistill.losses.shared import mean_over_steps
 from tfdistill.outputs import (
     ModelView,
     is_functional,
-    predicted_classes,
     probe_inputs,
     refuse_probabilities,
 )
-from tfdistill.replicas import gathered, own_rows, share_of_mean
+from tfdistill.replicas import share_of_mean
+from tfdistill.schedules import Schedule
 from tfdistill.targets.stored import unknown_examples
 from tfdistill.teachers import (
     Teacher,
@@ -34,19 +41,9 @@ from tfdistill.teachers import (
     input_shapes_of_teacher,
     require_own_weights,
 )
+from tfdistill.terms import Step, Terms, refuse_unknown_labels, stored_answers, unique
 
 logger = logging.getLogger("tfdistill")
-
-
-class _Step(NamedTuple):
-    """What one forward pass of both models gives, per example."""
-
-    total: tf.Tensor  # [batch], weighted
-    terms: dict[str, tf.Tensor]  # name -> [batch], before their weights
-    predictions: tf.Tensor  # [batch, ..., classes], the student's own output
-    agreement: tf.Tensor  # [batch], share of the steps where both predict the same class
-    example_weights: tf.Tensor  # [batch]
-    regularization: tf.Tensor  # one number, of the weights as they were in the forward pass
 
 
 @dataclass
@@ -55,6 +52,7 @@ class _Untracked:
 
     teacher: Teacher
     student: ModelView
+    terms: Terms
     original: Any  # the Keras 3 student as it was given, or None
     label_loss: LabelLoss | None = None
     trackers: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +82,16 @@ class Distiller(tf_keras.Model):
         teacher: One of `td.teachers`; or a Keras 3 or tf_keras model; or a function from a batch
             of tensors to logits `[batch, classes]`.
         losses: Distillation losses, each with its own weight.
-        label_loss_weight: Weight of the loss given to `compile`; 0 needs no labels.
+        label_loss_weight: Weight of the loss given to `compile`; 0 needs no labels. As the losses'
+            weights and temperatures it may be a schedule, see `td.schedules`.
+        name: As in Keras.
+        unlabelled: What stands for the label of a row that has none: -1 (class numbers), 0
+            (one-hot rows) or NaN (floats); a row has none where all of its labels are that. Such
+            rows learn from the teacher only: their label loss, and losses that read labels, are 0
+            (and counted in the batch's mean), and metrics leave them out. `None` where every row
+            has a label.
+        adversarial: Whether, and how, the student is trained on adversarial examples, too. Then
+            the `loss` of `fit` is of both; the other logs are of the unmoved inputs.
 
     Attributes:
         notes: Sentences on what was recognised or changed, such as a final softmax.
@@ -110,10 +117,16 @@ class Distiller(tf_keras.Model):
         student: Any,
         teacher: Any,
         losses: Sequence[DistillationLoss],
-        label_loss_weight: float = 0.1,
+        label_loss_weight: float | Schedule = 0.1,
         name: str = "distiller",
+        *,
+        unlabelled: float | None = None,
+        adversarial: Adversarial | None = None,
     ) -> None:
         losses, label_loss_weight = check_losses(losses, label_loss_weight)
+        unlabelled = check_unlabelled(unlabelled)
+        if unlabelled is not None:
+            refuse_unknown_labels(losses)
         original = student if isinstance(student, keras.Model) else None
         trained = bridge.to_tf_keras(student) if original is not None else student
         if not isinstance(trained, tf_keras.Model) or not is_functional(trained):
@@ -126,25 +139,25 @@ class Distiller(tf_keras.Model):
         super().__init__(name=name, dtype=_dtype_policy(trained), autocast=False)
         student_layers = [layer for loss in losses for layer in loss.student_layers]
         teacher_layers = [layer for loss in losses for layer in loss.teacher_layers]
-        view = ModelView(trained, role="student", layers=_unique(student_layers))
-        parts = _Untracked(
-            teacher=as_teacher(teacher, trained, _unique(teacher_layers)),
-            student=view,
-            original=original,
-        )
+        view = ModelView(trained, role="student", layers=unique(student_layers))
+        asked = as_teacher(teacher, trained, unique(teacher_layers))
         example = probe_inputs(trained, like=input_shapes_of_teacher(teacher, trained))
         _, said = view(example, training=False)
         refuse_probabilities(said.logits, role="student")
-        _require_same_classes(parts.teacher.shapes, view.shapes)
+        _require_same_classes(asked.shapes, view.shapes)
         require_own_weights(student, teacher)
+        projections = _build_projections(losses, asked.shapes, view.shapes)
         self.losses_taught = losses
         self.label_loss_weight = label_loss_weight
-        self.notes = tuple(note for note in (view.note, parts.teacher.note) if note)
+        self.unlabelled = unlabelled
+        self.adversarial = check_adversarial(adversarial)
+        self.notes = tuple(note for note in (view.note, asked.note) if note)
         for note in self.notes:
             logger.info(note)
-        self._parts = parts
+        terms = Terms(losses, label_loss_weight, projections)
+        self._parts = _Untracked(asked, view, terms, original)
         self._student = trained
-        self._projections = _build_projections(losses, parts.teacher.shapes, view.shapes)
+        self._projections = projections
         self.built = True
 
     @property
@@ -213,7 +226,7 @@ class Distiller(tf_keras.Model):
                 hint="XLA compiles the whole training step, and cannot call Python in it. Give the "
                 "teacher as a Keras model or a td.teachers.SavedModel to compile it.",
             )
-        if loss is None and self.label_loss_weight > 0:
+        if loss is None and self._parts.terms.needs_label_loss:
             raise SettingError(
                 "`loss` must be given while `label_loss_weight` is > 0.",
                 received=f"loss=None, label_loss_weight={self.label_loss_weight}",
@@ -264,10 +277,18 @@ class Distiller(tf_keras.Model):
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step on one batch; called by `fit`."""
-        given, labels, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
+        given, labels, sample_weight = self._unpacked(data)
         inputs, teacher = self._taught(given)
+
+        def step_on(inputs: Any) -> Step:
+            return self._step(teacher, inputs, labels, sample_weight, training=True)
+
         with tf.GradientTape() as tape:
-            step = self._step(teacher, inputs, labels, sample_weight, training=True)
+            if self.adversarial is None:
+                step = step_on(inputs)
+            else:
+                step, total = self.adversarial.total(step_on, inputs, tape)
+                step = step._replace(total=total)
             replicas = self.distribute_strategy.num_replicas_in_sync
             loss = share_of_mean(step.total, replicas) + step.regularization / replicas
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
@@ -275,7 +296,7 @@ class Distiller(tf_keras.Model):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of `evaluate`; changes nothing but metrics."""
-        given, labels, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
+        given, labels, sample_weight = self._unpacked(data)
         inputs, teacher = self._taught(given)
         step = self._step(teacher, inputs, labels, sample_weight, training=False)
         return self._log(step, labels, sample_weight)
@@ -304,91 +325,51 @@ class Distiller(tf_keras.Model):
         replicas = self.distribute_strategy.num_replicas_in_sync
         return failures_named(self._parts.teacher, since, replicas=replicas)
 
+    def _unpacked(self, data: Any) -> tuple[Any, Labels | None, Any]:
+        """Inputs, labels and sample weights of a batch."""
+        given, labels, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
+        if labels is None:
+            return given, None, sample_weight
+        logits = self._parts.student.shapes.logits
+        return given, known_labels(labels, self.unlabelled, logits), sample_weight
+
     def _taught(self, given: Any) -> tuple[Any, Outputs]:
         """Inputs of a batch, and what the teacher says about them: stored with them, or now."""
+        teacher = self._parts.teacher
         if not isinstance(given, Taught):
-            return given, self._parts.teacher(given)
-        logits = given.teacher.logits.shape[1:]
-        if logits != self._parts.teacher.shapes.logits:  # in Python, while the step is traced
-            raise DataError(
-                "`data` must hold stored targets of the student's classes.",
-                received=f"logits {tuple(logits)}, student {self._parts.student.shapes.logits}",
-                hint="Store the targets of this teacher: td.store_targets(teacher, ...).",
-            )
-        needed = [layer for loss in self.losses_taught for layer in loss.teacher_layers]
-        missing = [layer for layer in needed if layer not in given.teacher.features]
-        if missing:
-            raise DataError(
-                "`data` must hold stored features of every layer that a loss reads.",
-                received=f"none of {', '.join(_unique(missing))}",
-                hint=f"Pass layers={[*_unique(needed)]} to td.store_targets.",
-            )
-        return given.inputs, given.teacher
+            return given, teacher(given)
+        student = self._parts.student.shapes
+        return given.inputs, stored_answers(given, teacher.shapes, student, self.losses_taught)
 
     def _step(
         self, teacher: Any, inputs: Any, labels: Any, sample_weight: Any, *, training: bool
-    ) -> _Step:
+    ) -> Step:
         predictions, student = self._parts.student(inputs, training=training)
-        batch = tf.shape(student.logits)[0]
-        terms: dict[str, tf.Tensor] = {}
-        total = tf.zeros([batch])
-        if labels is None and self.label_loss_weight > 0:
-            raise DataError(  # in Python, while the step is traced: nothing has been trained yet
-                "`data` must have labels while `label_loss_weight` is > 0.",
-                received="inputs without labels",
-                hint="Give labels, or make the Distiller with label_loss_weight=0.",
-            )
-        if self._parts.label_loss is not None and labels is not None:
-            terms["label_loss"] = self._parts.label_loss(labels, predictions, student.mask)
-            total += self.label_loss_weight * terms["label_loss"]
-        for loss in self.losses_taught:
-            terms[loss.name] = self._term(loss, teacher, student, labels)
-            total += loss.weight * terms[loss.name]
-        if sample_weight is None:
-            example_weights = tf.ones([batch])
-        else:
-            example_weights = tf.reshape(tf.cast(sample_weight, tf.float32), [batch])
-        agreement = tf.equal(predicted_classes(student.logits), predicted_classes(teacher.logits))
-        return _Step(
-            total=total * example_weights,
-            terms=terms,
-            predictions=predictions,
-            agreement=mean_over_steps(tf.cast(agreement, tf.float32), student.mask),
-            example_weights=example_weights,
-            regularization=self._regularization(),
+        step = self._parts.terms(
+            teacher,
+            student,
+            predictions,
+            labels,
+            sample_weight,
+            label_loss=self._parts.label_loss,
+            step=self.optimizer.iterations,
+            replicas=self.distribute_strategy.num_replicas_in_sync,
         )
-
-    def _term(
-        self, loss: DistillationLoss, teacher: Outputs, student: Outputs, labels: Any
-    ) -> tf.Tensor:
-        """The values of one loss, `[batch]`, before its weight."""
-        if loss.needs_labels and labels is None:  # in Python, as above
-            raise DataError(
-                f"`data` must have labels for the loss {loss.name!r}.",
-                received="inputs without labels",
-                hint="Give labels, or leave this loss out.",
-            )
-        projection = self._projections.get(loss.name)
-        given = {"labels": labels} if loss.needs_labels else {}
-        if not loss.across_batch or self.distribute_strategy.num_replicas_in_sync == 1:
-            return loss.call(teacher, student, projection, **given)
-        examples = tf.shape(student.logits)[0]
-        said = teacher.only(loss.teacher_layers), student.only(loss.student_layers)
-        (teacher, student), given = gathered((said, given))
-        return own_rows(loss.call(teacher, student, projection, **given), examples)
+        return step._replace(regularization=self._regularization())
 
     def _regularization(self) -> tf.Tensor:
         # Under mixed precision those of activities are float16, those of weights float32.
         return tf.add_n([tf.zeros([]), *(tf.cast(loss, tf.float32) for loss in self.losses)])
 
-    def _log(self, step: _Step, labels: Any, sample_weight: Any) -> dict[str, tf.Tensor]:
+    def _log(self, step: Step, labels: Labels | None, sample_weight: Any) -> dict[str, tf.Tensor]:
         trackers = self._parts.trackers
         trackers["loss"].update_state(step.total + step.regularization)
         for name, values in step.terms.items():
             trackers[name].update_state(values * step.example_weights)
         trackers["teacher_agreement"].update_state(step.agreement)
         if labels is not None:
-            self.compiled_metrics.update_state(labels, step.predictions, sample_weight)
+            predictions = labels.masked(step.predictions)
+            self.compiled_metrics.update_state(labels.values, predictions, sample_weight)
         absent = set() if "label_loss" in step.terms else {"label_loss"}
         results = {n: t.result() for n, t in trackers.items() if n not in absent}
         for metric in self.compiled_metrics.metrics if labels is not None else ():
@@ -451,7 +432,3 @@ def _dtype_policy(model: Any) -> Any:
     policies = [layer.dtype_policy for layer in model.layers]
     mixed = [policy for policy in policies if policy.name == "mixed_float16"]
     return mixed[0] if mixed else None
-
-
-def _unique(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))

@@ -3,15 +3,96 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import DataError, SettingError
-from tfdistill.losses.shared import mean_over_steps
+from tfdistill.losses.shared import mean_over_steps, unmasked
+from tfdistill.settings import is_number
 
 LabelLoss = Callable[..., tf.Tensor]
+
+
+class Labels(NamedTuple):
+    """The labels of a batch, of which some may be missing.
+
+    Attributes:
+        values: `[batch, ...]`; where they are missing, 0.
+        known: Bool `[batch]`, False where they are missing; `None` where that cannot be.
+    """
+
+    values: tf.Tensor
+    known: tf.Tensor | None = None
+
+    def only_known(self, values: tf.Tensor) -> tf.Tensor:
+        """Values `[batch]` of a loss that reads labels; 0 where they are missing."""
+        return values if self.known is None else tf.where(self.known, values, 0.0)
+
+    def masked(self, predictions: tf.Tensor) -> tf.Tensor:
+        """Predictions with the mask that keeps Keras' metrics from counting unlabelled rows."""
+        if self.known is None:
+            return predictions
+        masked, steps = tf.identity(predictions), getattr(predictions, "_keras_mask", ())
+        known, counted = (unmasked(predictions[..., 0], mask) for mask in (self.known, steps))
+        masked._keras_mask = known & counted
+        return masked
+
+
+def check_unlabelled(value: Any) -> float | None:
+    """What stands for a missing label, as a plain number.
+
+    Raises:
+        SettingError: It may be a label.
+    """
+    if value is None:
+        return None
+    if is_number(value) and math.isnan(value):
+        return math.nan  # always this object: no other one equals it
+    if not is_number(value) or not -math.inf < value <= 0 or value != math.floor(value):
+        raise SettingError(
+            "`unlabelled` must be None, a whole number below 0, 0, or NaN.",
+            received=repr(value),
+            hint="-1 is usual for class numbers, 0 for rows of one-hot labels.",
+        )
+    return int(value)
+
+
+def known_labels(labels: Any, unlabelled: float | None, logits: tuple[int | None, ...]) -> Labels:
+    """Tells rows with labels from those without.
+
+    Args:
+        labels: `[batch, ...]`.
+        unlabelled: The number that all labels of a row are where it has none; `None` where every
+            row has.
+        logits: Shape of the student's logits, without the batch axis.
+
+    Raises:
+        DataError: The labels cannot hold that number, or it may be a class.
+    """
+    if unlabelled is None:
+        return Labels(labels)
+    labels = tf.convert_to_tensor(labels)
+    floating, missing = labels.dtype.is_floating, math.isnan(unlabelled)
+    if not (floating if missing else floating or (labels.dtype.is_integer and labels.dtype.min)):
+        raise DataError(  # in Python, while the step is traced
+            f"`labels` must be of a type that holds unlabelled={unlabelled}.",
+            received=labels.dtype.name,
+            hint="NaN needs floats, and a number below 0 floats or signed integers: cast them.",
+        )
+    columns = labels.shape.rank == len(logits) + 1 and labels.shape[-1] == logits[-1] != 1
+    if unlabelled == 0 and not columns:
+        raise DataError(
+            "`labels` must be one-hot rows for unlabelled=0.",
+            received=f"labels {labels.shape}",
+            hint="0 is the first class of class numbers. Pass unlabelled=-1, and -1 in the data.",
+        )
+    marked = tf.math.is_nan(labels) if missing else labels == tf.cast(unlabelled, labels.dtype)
+    known = ~tf.reduce_all(marked, axis=list(range(1, labels.shape.rank)))
+    rows = tf.reshape(known, [-1, *[1] * (labels.shape.rank - 1)])
+    return Labels(tf.where(rows, labels, tf.zeros_like(labels)), known)
 
 
 def per_example_label_loss(loss: Any, *, activation: str) -> LabelLoss:
@@ -63,6 +144,28 @@ def per_example_label_loss(loss: Any, *, activation: str) -> LabelLoss:
         return tf.reduce_mean(tf.reshape(values, [tf.shape(predictions)[0], -1]), axis=1)
 
     return per_example
+
+
+def weighted_by_labels(batches: Any, *, unlabelled: float, model: Any) -> Any:
+    """Batches on which Keras' `fit` learns from the rows with labels alone.
+
+    Args:
+        batches: `tf.data.Dataset` of `(inputs, labels)` or `(inputs, labels, sample_weight)`.
+        unlabelled: What stands for a label that is missing.
+        model: The model that learns.
+
+    Returns:
+        The same with a sample weight of 0 for the other rows.
+    """
+
+    def weigh(inputs: Any, labels: Any, sample_weight: Any = None) -> Any:
+        apart = known_labels(labels, unlabelled, tuple(model.output.shape[1:]))
+        weights = tf.cast(apart.known, tf.float32)
+        if sample_weight is not None:
+            weights *= tf.reshape(tf.cast(sample_weight, tf.float32), [-1])
+        return inputs, apart.values, weights
+
+    return batches.map(weigh, tf.data.AUTOTUNE)
 
 
 def label_loss_for(labels: str, *, activation: str, units: int) -> Any:

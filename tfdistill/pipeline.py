@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfdistill.artifacts import Artifact, check_artifact_paths, make_artifacts
-from tfdistill.distiller import Distiller
 from tfdistill.errors import CertificationError, SettingError
 from tfdistill.evaluation import evaluate
 from tfdistill.export import Export
@@ -20,12 +19,14 @@ from tfdistill.quantization import Quantization, quantize
 from tfdistill.report import Report
 from tfdistill.run_data import RunData, look_at
 from tfdistill.runs.run import RunDirectory, fingerprint
+from tfdistill.schedules import is_zero
 from tfdistill.settings import settings, whole_number
 from tfdistill.stages import (
     Context,
     Distillation,
     Student,
     distil,
+    distiller_of,
     prune,
     quantize_aware,
     train_alone,
@@ -184,7 +185,8 @@ class Pipeline:
             test,
             classes=door.classes,
             input_shape=door.input_shape,
-            require_labels=self.distillation.label_loss_weight > 0,
+            require_labels=not is_zero(self.distillation.label_loss_weight),
+            unlabelled=self.distillation.unlabelled,
             steps_per_epoch=steps_per_epoch,
             calibration_examples=self.export.calibration_examples if after_training else 0,
             name=data_name,
@@ -304,7 +306,7 @@ class Pipeline:
             artifacts=artifacts,
             uncertified=uncertified,
             test=data.test,
-            notes=(*door.notes, teaching.note(self._taught_epochs())),
+            notes=(*door.notes, *data.notes, teaching.note(self._taught_epochs())),
         )
 
 
@@ -318,7 +320,7 @@ class _Door:
         self.prepared: PreparedStudent = prepare_student(student)
         model = self.prepared.model
         asked = pipeline.distillation
-        distiller = Distiller(model, teacher, asked.losses, asked.label_loss_weight)
+        distiller = distiller_of(asked, model, teacher, steps=1)
         self.notes = distiller.notes
         self.teaching: Teacher = as_teacher(teacher, model)
         if pipeline.pruning is not None:

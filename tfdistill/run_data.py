@@ -59,6 +59,18 @@ class RunData:
         return self.train.steps_per_epoch or _LOOKS
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a report says about them."""
+        train = self.summaries["train"]
+        labelled = sum(train.label_counts)
+        if train.labels == "none" or labelled == train.examples:
+            return ()
+        return (
+            f"{labelled:,} of {train.examples:,} training examples have labels; the others learn "
+            "from the teacher alone.",
+        )
+
+    @property
     def identity(self) -> str:
         """Hash of what is known of the training data."""
         return fingerprint(self.name, self.summaries["train"])
@@ -103,6 +115,7 @@ def look_at(
     classes: int,
     input_shape: tuple[int | None, ...] | None,
     require_labels: bool,
+    unlabelled: float | None = None,
     steps_per_epoch: int | None,
     calibration_examples: int,
     name: str | None,
@@ -117,6 +130,7 @@ def look_at(
         classes: Number of classes.
         input_shape: Of the student's only input, without the batch axis; `None` for several.
         require_labels: Whether the training set must have labels.
+        unlabelled: What stands for a label that an example of the training set does not have.
         steps_per_epoch: As the user gave it.
         calibration_examples: How many inputs to keep.
         name: The user's name for the training data.
@@ -152,6 +166,7 @@ def look_at(
         classes=classes,
         input_shape=input_shape,
         require_labels=require_labels,
+        unlabelled=unlabelled,
         also=keep,
     )
     summaries = {"train": summary}

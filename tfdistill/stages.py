@@ -9,13 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from tfdistill._keras import tf_keras, tfmot
+from tfdistill.adversarial import Adversarial, check_adversarial
 from tfdistill.distiller import Distiller
 from tfdistill.errors import SettingError, SparsityError
+from tfdistill.labels import check_unlabelled, weighted_by_labels
 from tfdistill.losses import DistillationLoss, SoftTargets
 from tfdistill.losses.base import check_losses
 from tfdistill.pruning import (
@@ -29,8 +32,10 @@ from tfdistill.pruning import (
 )
 from tfdistill.quantization import Quantization, quantize, quantized_kernels
 from tfdistill.runs.run import RunDirectory, StageResult, fingerprint
+from tfdistill.schedules import Schedule
 from tfdistill.settings import check_training, settings, whole_number
 from tfdistill.terminal import Terminal
+from tfdistill.terms import refuse_unknown_labels
 from tfdistill.training import TrainingData, cosine_decay, seed_of, seeded, train
 
 _PROJECTION = "projection "  # before the names of their arrays in a stage's result
@@ -42,7 +47,9 @@ class Distillation:
 
     Args:
         losses: Distillation losses, each with its weight.
-        label_loss_weight: Weight of the label loss beside them; 0 needs no labels.
+        label_loss_weight: Weight of the label loss beside them; 0 needs no labels. It and the
+            losses' weights and temperatures may be schedules, see `td.schedules`: over each stage
+            anew.
         epochs: Epochs of the distillation stage.
         learning_rate: Peak learning rate, decayed to 0 along a cosine.
         optimizer: Name of a Keras optimizer, for all training stages.
@@ -51,6 +58,9 @@ class Distillation:
             why where it does not.
         views: With an augmentation given to `Pipeline.run`, how many views of each example are
             stored; epochs walk through them.
+        unlabelled: What stands for the label of a training example that has none, see `Distiller`:
+            such examples learn from the teacher only. The student alone learns from the others.
+        adversarial: A `td.Adversarial`, to train taught students on adversarial examples, too.
 
     Raises:
         SettingError: A setting is out of its range.
@@ -61,12 +71,14 @@ class Distillation:
     """
 
     losses: Sequence[DistillationLoss] = (SoftTargets(temperature=4.0, weight=0.9),)
-    label_loss_weight: float = 0.1
+    label_loss_weight: float | Schedule = 0.1
     epochs: int = 20
     learning_rate: float = 1e-3
     optimizer: str = "adam"
     store_targets: bool | Literal["auto"] = "auto"
     views: int = 8
+    unlabelled: float | None = None
+    adversarial: Adversarial | None = None
 
     def __post_init__(self) -> None:
         """Checks what does not need the models."""
@@ -78,6 +90,10 @@ class Distillation:
         losses, weight = check_losses(self.losses, self.label_loss_weight)
         object.__setattr__(self, "losses", losses)
         object.__setattr__(self, "label_loss_weight", weight)
+        object.__setattr__(self, "unlabelled", check_unlabelled(self.unlabelled))
+        check_adversarial(self.adversarial)
+        if self.unlabelled is not None:
+            refuse_unknown_labels(losses)
         check_training(self)
         _optimizer_class(self.optimizer)
 
@@ -160,7 +176,11 @@ def distil(student: Student, context: Context, asked: Distillation) -> Student:
     """
     model = copy_model(student.model)
     after = _after(student, context, "distillation", asked, model)
-    return _trained(after, student, context, asked, lambda: _distiller(context, model, student))
+
+    def build() -> Any:
+        return _distiller(context, model, student, asked.epochs)
+
+    return _trained(after, student, context, asked, build)
 
 
 def train_alone(student: Student, context: Context, asked: Distillation, position: int) -> Student:
@@ -179,6 +199,7 @@ def train_alone(student: Student, context: Context, asked: Distillation, positio
         epochs=asked.epochs,
         learning_rate=asked.learning_rate,
         optimizer=asked.optimizer,
+        unlabelled=asked.unlabelled,
     )
     start = replace(student, position=position)
     after = _after(start, context, "baseline", budget, model)
@@ -207,7 +228,7 @@ def prune(student: Student, context: Context, asked: Pruning) -> Student:
     def build() -> Any:
         steps = context.steps_per_epoch * asked.epochs
         wrapped = wrap_for_pruning(student.model, asked, plan, steps)
-        return _distiller(context, wrapped, student)
+        return _distiller(context, wrapped, student, asked.epochs)
 
     def finish(distiller: Any) -> None:
         model.set_weights(strip(distiller.training_student).get_weights())
@@ -239,7 +260,7 @@ def quantize_aware(student: Student, context: Context, asked: Quantization) -> S
     )
 
     def build() -> Any:
-        return _distiller(context, quantized.model, student)
+        return _distiller(context, quantized.model, student, asked.epochs)
 
     done = _trained(after, student, context, asked, build)
     _require_zeros_kept(student, done)
@@ -304,9 +325,12 @@ def _trained(
             optimizer = _optimizer_class(context.distillation.optimizer)(
                 learning_rate=cosine_decay(asked.learning_rate, steps)
             )
-            model.compile(
-                optimizer=optimizer, loss=context.label_loss, metrics=[context.accuracy()]
-            )
+            metrics: dict[str, Any] = {"metrics": [context.accuracy()]}
+            prepare = None
+            if not taught and asked.unlabelled is not None:
+                metrics = {"weighted_metrics": [context.accuracy()]}
+                prepare = partial(weighted_by_labels, unlabelled=asked.unlabelled, model=model)
+            model.compile(optimizer=optimizer, loss=context.label_loss, **metrics)
             progress = context.terminal.training_progress(
                 after.stage, asked.epochs, steps=context.steps_per_epoch
             )
@@ -319,6 +343,7 @@ def _trained(
                 start=before.position,
                 seed=seed,
                 taught=taught,
+                prepare=prepare,
                 callbacks=[*callbacks, progress],
             )
         finish(model)
@@ -336,11 +361,32 @@ def _trained(
     )
 
 
-def _distiller(context: Context, model: Any, before: Student) -> Distiller:
-    asked = context.distillation
-    distiller = Distiller(model, context.teacher, asked.losses, asked.label_loss_weight)
+def _distiller(context: Context, model: Any, before: Student, epochs: int) -> Distiller:
+    distiller = distiller_of(
+        context.distillation, model, context.teacher, steps=context.steps_per_epoch * epochs
+    )
     distiller.set_projection_weights(before.projections)  # new ones would teach noise at first
     return distiller
+
+
+def distiller_of(asked: Distillation, model: Any, teacher: Any, *, steps: int) -> Distiller:
+    """The Distiller of a stage.
+
+    Args:
+        asked: What the teacher teaches.
+        model: The student.
+        teacher: The teacher.
+        steps: All steps of the stage, over which its schedules go.
+    """
+    weight = asked.label_loss_weight
+    return Distiller(
+        model,
+        teacher,
+        [loss.over(steps) for loss in asked.losses],
+        weight.over(steps) if isinstance(weight, Schedule) else weight,
+        unlabelled=asked.unlabelled,
+        adversarial=asked.adversarial,
+    )
 
 
 def _get_weights(model: Any) -> dict[str, np.ndarray]:

@@ -116,6 +116,7 @@ def train(
     start: int,
     seed: int,
     taught: bool = False,
+    prepare: Callable[[Any], Any] | None = None,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, list[float]]:
     """Fits a compiled model, from the stage's last checkpoint if it has one.
@@ -129,6 +130,7 @@ def train(
         start: The stage's place in `data`.
         seed: The stage's seed.
         taught: Whether the model has a teacher, whose stored targets it can take.
+        prepare: Makes of the batches what this model is fitted on; `None` leaves them.
         callbacks: More callbacks, called before the checkpoint is written.
 
     Returns:
@@ -147,8 +149,9 @@ def train(
             list(zip(variables, checkpoint.arrays.values(), strict=True))
         )
     if finished < epochs:
+        batches = data.batches(start, finished, epochs, taught=taught)
         model.fit(
-            data.batches(start, finished, epochs, taught=taught),
+            batches if prepare is None else prepare(batches),
             validation_data=validation,
             initial_epoch=finished,
             epochs=epochs,

@@ -34,7 +34,7 @@ class DataSummary:
         labels: "integers" (class indices, `[batch]` or `[batch, 1]`), "one-hot" (rows that sum
             to 1, `[batch, classes]`; soft ones too) or "none".
         label_counts: Examples of each class (by the largest entry of one-hot labels); empty
-            without labels.
+            without labels. Examples without a label are in none.
         element: Dtypes and shapes, as "(float32[batch, 28, 28, 1], int64[batch])".
         has_sample_weight: Whether batches bring weights of their examples.
         identity: sha256 over `element`, `examples`, `steps` and, where the data was read to its
@@ -65,6 +65,7 @@ def summarise(
     steps_per_epoch: int | None = None,
     name: str = "train",
     require_labels: bool = True,
+    unlabelled: float | None = None,
     input_shape: tuple[int | None, ...] | None = None,
     ordered: bool = False,
     also: Callable[[Any], None] = lambda inputs: None,
@@ -81,6 +82,8 @@ def summarise(
         steps_per_epoch: Batches in an epoch, for data without end. No more are read.
         name: What errors call the data.
         require_labels: Whether to refuse data without labels.
+        unlabelled: What stands for the label of an example that has none, see `Distiller`; `None`
+            where each has one.
         input_shape: Of the model's only input, without the batch axis; None stands for an axis
             of any length. Not checked when None.
         ordered: Whether the order of the examples counts for `content`.
@@ -122,7 +125,7 @@ def summarise(
                 received=f"{size} inputs with {[np.shape(part) for part in rest]}",
             )
         if rest and size:
-            labels, indices = _class_indices(rest[0], classes, name)
+            labels, indices = _class_indices(rest[0], classes, name, unlabelled)
             counts.update(indices.tolist())
         if len(rest) == 2 and (wrong := ~np.isfinite(rest[1]) | (rest[1] < 0)).any():
             raise DataError(
@@ -145,7 +148,11 @@ def summarise(
         raise DataError(
             f"`{name}` must hold `steps_per_epoch` = {steps_per_epoch} batches.", received=steps
         )
-    seen = () if labels == "none" else range(classes or max(counts) + 1)
+    if labels != "none" and not counts and require_labels:
+        raise DataError(
+            f"`{name}` must have labels.", received=f"{examples} examples without", hint=ELEMENTS
+        )
+    seen = () if labels == "none" else range(classes or max(counts, default=-1) + 1)
     label_counts = tuple(counts[label] for label in seen)
     make_up: list[Any] = [element, examples, steps]
     if steps_per_epoch is None or steps == length:  # else the order decides on the counts
@@ -258,15 +265,27 @@ def _fits(shape: tuple[int, ...], pattern: tuple[int | None, ...]) -> bool:
     )
 
 
-def _class_indices(labels: Any, classes: int | None, name: str) -> tuple[str, Any]:
-    """What kind of labels a batch has, and their class indices `[batch]`."""
+def _class_indices(
+    labels: Any, classes: int | None, name: str, unlabelled: float | None
+) -> tuple[str, Any]:
+    """What kind of labels a batch has, and the class indices of those there are."""
     limit = "" if classes is None else f" below {classes}"
     if labels.dtype.kind not in "biuf" or labels.ndim not in (1, 2):
         raise DataError(
             f"`{name}` must have labels [batch] or [batch, classes], of numbers.",
             received=f"{labels.dtype}{list(labels.shape)}",
         )
-    if labels.ndim == 2 and labels.shape[1] != 1:
+    columns = labels.ndim == 2 and labels.shape[1] != 1
+    if unlabelled is not None:
+        if unlabelled == 0 and not columns:
+            raise DataError(
+                f"`{name}` must have one-hot labels for unlabelled=0.",
+                received="class numbers, of which 0 is the first",
+                hint="Pass unlabelled=-1, and -1 in the data.",
+            )
+        missing = np.isnan(labels) if np.isnan(unlabelled) else labels == unlabelled
+        labels = labels[~missing.reshape(len(labels), -1).all(axis=1)]
+    if columns:
         if classes is not None and labels.shape[1] != classes:
             raise DataError(
                 f"`{name}` must have labels of {classes} classes.",
@@ -288,5 +307,6 @@ def _class_indices(labels: Any, classes: int | None, name: str) -> tuple[str, An
         raise DataError(
             f"`{name}` must have labels that are whole numbers from 0{limit}.",
             received=f"label {indices[wrong][0].item()}",
+            hint="Examples without a label are trained on with td.Distillation(unlabelled=...).",
         )
     return "integers", indices.astype(np.int64)

@@ -25,9 +25,12 @@ from tfdistill.losses.outputs import (
     ProbabilityMSE,
     SoftTargets,
 )
+from tfdistill.losses.temperatures import CWSM, FLSW
 
 __all__ = [
+    "CWSM",
     "DIST",
+    "FLSW",
     "BinaryTargets",
     "CenteredMSE",
     "DecoupledKD",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import copy
+import dataclasses
 import difflib
 import inspect
 import math
@@ -10,7 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from tfdistill import schedules
 from tfdistill.errors import SettingError
+from tfdistill.losses.temperatures import CWSM, FLSW, AdaptiveTemperature
+from tfdistill.schedules import Cosine, Linear, Piecewise, Schedule
 from tfdistill.settings import is_number
 
 if TYPE_CHECKING:
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["OWN_LOGS", "DistillationLoss", "Outputs", "Shapes", "Taught", "check_losses"]
 
 OWN_LOGS = ("loss", "label_loss", "teacher_agreement")  # a Distiller's, beside one for each loss
+
+_CHANGING: dict[str, Any] = {k.__name__: k for k in (Linear, Cosine, Piecewise, FLSW, CWSM)}
 
 
 class Outputs(NamedTuple):
@@ -39,7 +46,7 @@ class Outputs(NamedTuple):
     softened: Mapping[str, Any] = {}  # never written to; tf.nest knows dicts
     mask: Any = ()  # not None, which tf.nest takes for a value
 
-    def logits_at(self, temperature: float) -> Any:
+    def logits_at(self, temperature: Any) -> Any:
         """Logits `[batch, ..., classes]` whose softmax at `temperature` is the model's.
 
         Raises:
@@ -47,6 +54,12 @@ class Outputs(NamedTuple):
         """
         if not self.softened:
             return self.logits
+        if not is_number(temperature):
+            raise SettingError(
+                "`temperature` of a loss must be one number, for top-k targets.",
+                received=f"one that changes, stored: {', '.join(self.softened)}",
+                hint="Store with top_k=None, or give a temperature that they were stored at.",
+            )
         if repr(float(temperature)) not in self.softened:
             raise SettingError(
                 "`temperature` of a loss must be one that the top-k targets were stored at.",
@@ -101,7 +114,7 @@ class DistillationLoss(abc.ABC):
     same settings are equal.
 
     Attributes:
-        weight: Factor of this loss in the total loss, finite and >= 0.
+        weight: Factor of this loss in the total loss, finite and >= 0; or a schedule of it.
         name: Name of this loss in the logs.
 
     Example:
@@ -118,7 +131,7 @@ class DistillationLoss(abc.ABC):
         AbsoluteLogits(weight=2.0, name='absolute_logits')
     """
 
-    weight: float
+    weight: float | Schedule
     name: str
 
     def __post_init__(self) -> None:
@@ -127,7 +140,8 @@ class DistillationLoss(abc.ABC):
         Raises:
             SettingError: `weight` is no finite number >= 0, or `name` is no text.
         """
-        self._set_number("weight", ">=", hint="0 logs the loss without teaching it.")
+        hint = "0 logs the loss without teaching it."
+        self._set_number("weight", ">=", hint=hint, scheduled=True)
         self._check_text("name", hint="It names the loss in the logs.")
 
     @property
@@ -187,9 +201,37 @@ class DistillationLoss(abc.ABC):
             `[batch]`, float32: for logits with time steps the mean over those that count.
         """
 
+    def at(self, step: Any) -> Self:
+        """The same loss with what its schedules are after so many steps of the optimizer.
+
+        Args:
+            step: Whole number, or an integer tensor; of a tensor the settings are tensors.
+
+        Raises:
+            SettingError: A schedule does not know its steps.
+        """
+        scheduled = {n: v.at(step) for n, v in vars(self).items() if isinstance(v, Schedule)}
+        if not scheduled:
+            return self
+        now = copy.copy(self)  # not checked again: a tensor's value is not known yet
+        for setting, value in scheduled.items():
+            object.__setattr__(now, setting, value)
+        return now
+
+    def over(self, steps: int) -> Self:
+        """The same loss whose schedules without steps of their own have these."""
+        scheduled = {n: v.over(steps) for n, v in vars(self).items() if isinstance(v, Schedule)}
+        made: Any = self
+        return dataclasses.replace(made, **scheduled) if scheduled else self
+
     def get_config(self) -> dict[str, Any]:
         """The settings, as plain Python values that JSON can hold."""
-        return dict(vars(self))
+        return {
+            name: {"class_name": type(value).__name__, "config": value.get_config()}
+            if hasattr(value, "get_config")
+            else value
+            for name, value in vars(self).items()
+        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -216,20 +258,42 @@ class DistillationLoss(abc.ABC):
                 received=[*config],
                 hint="Add what is missing; the others have defaults.",
             )
-        return cls(**config)
+        return cls(**{name: _deserialized(value) for name, value in config.items()})
 
     def _set_number(
-        self, setting: str, bound: Literal[">", ">="], *, hint: str, below: float = math.inf
+        self,
+        setting: str,
+        bound: Literal[">", ">="],
+        *,
+        hint: str,
+        below: float = math.inf,
+        scheduled: bool = False,
     ) -> None:
-        """Checks a field against 0 and makes a plain float of it: 4 and 4.0 are one setting."""
+        """Checks a field against 0 and makes a plain float of it: 4 and 4.0 are one setting.
+
+        Where `scheduled`, it may be a schedule, all values of which are checked.
+        """
         value = getattr(self, setting)
-        number = float(value) if is_number(value) else math.nan
+        if isinstance(value, Schedule) and not scheduled:
+            raise SettingError(
+                f"`{setting}` must be a number.",
+                received=repr(value),
+                hint="Weights and temperatures may be schedules.",
+            )
+        if isinstance(value, AdaptiveTemperature):
+            raise SettingError(
+                f"`{setting}` must be the same for all examples of a batch.",
+                received=repr(value),
+                hint="Only the temperature of SoftTargets may be FLSW or CWSM.",
+            )
+        number = schedules.least_of(value)
         if not (0 < number < below or (number == 0 and bound == ">=")):
             limit = "finite" if math.isinf(below) else f"< {below:g}"
             raise SettingError(
                 f"`{setting}` must be {bound} 0 and {limit}.", received=repr(value), hint=hint
             )
-        object.__setattr__(self, setting, number)
+        if not isinstance(value, Schedule):
+            object.__setattr__(self, setting, number)
 
     def _check_choice(self, setting: str, choices: Iterable[str]) -> None:
         value = getattr(self, setting)
@@ -253,12 +317,14 @@ class DistillationLoss(abc.ABC):
             )
 
 
-def check_losses(losses: Any, label_loss_weight: Any) -> tuple[tuple[DistillationLoss, ...], float]:
+def check_losses(
+    losses: Any, label_loss_weight: Any
+) -> tuple[tuple[DistillationLoss, ...], float | Schedule]:
     """Checks what a student is to learn from, and makes plain values of it.
 
     Args:
         losses: A list of distillation losses.
-        label_loss_weight: Weight of the label loss beside them, finite and >= 0.
+        label_loss_weight: Weight of the label loss beside them, finite and >= 0; or a schedule.
 
     Returns:
         Both, for a frozen dataclass to keep.
@@ -274,14 +340,14 @@ def check_losses(losses: Any, label_loss_weight: Any) -> tuple[tuple[Distillatio
             received=repr(losses),
             hint="The label loss has a weight of its own, `label_loss_weight`.",
         )
-    if not is_number(label_loss_weight) or not 0 <= label_loss_weight < math.inf:
+    if not 0 <= schedules.least_of(label_loss_weight) < math.inf:
         raise SettingError(
             "`label_loss_weight` must be a finite number >= 0.", received=label_loss_weight
         )
-    if label_loss_weight == 0 and all(loss.weight == 0 for loss in losses):
+    if all(map(schedules.is_zero, [label_loss_weight, *(loss.weight for loss in losses)])):
         raise SettingError(
             "`label_loss_weight` and the losses' weights must not all be zero.",
-            received=f"label_loss_weight=0 and losses={list(losses)}",
+            received=f"label_loss_weight={label_loss_weight} and losses={list(losses)}",
             hint="Give at least one of them a weight > 0.",
         )
     counts = Counter([*OWN_LOGS, *(loss.name for loss in losses)])
@@ -293,7 +359,15 @@ def check_losses(losses: Any, label_loss_weight: Any) -> tuple[tuple[Distillatio
                 received=f"the name {name!r} {count} times",
                 hint="Pass name=... to one of them.",
             )
-    return tuple(losses), float(label_loss_weight)
+    scheduled = isinstance(label_loss_weight, Schedule)
+    return tuple(losses), label_loss_weight if scheduled else float(label_loss_weight)
+
+
+def _deserialized(value: Any) -> Any:
+    """What `get_config` made a dict of; other values as they are."""
+    if not isinstance(value, Mapping) or value.get("class_name") not in _CHANGING:
+        return value
+    return _CHANGING[value["class_name"]](**value["config"])
 
 
 def nearest(received: object, known: Iterable[str]) -> str:

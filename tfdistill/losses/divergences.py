@@ -22,7 +22,7 @@ _LOG_TWO = math.log(2.0)
 _LEAST_VARIANCE = 1e-6
 
 
-def soft_targets(teacher_logits: Any, student_logits: Any, temperature: float = 4.0) -> Any:
+def soft_targets(teacher_logits: Any, student_logits: Any, temperature: Any = 4.0) -> Any:
     r"""Squared temperature times the KL divergence between the softened distributions.
 
     .. math:: T^2 \sum_c p_c \log(p_c / q_c), \quad
@@ -36,7 +36,7 @@ def soft_targets(teacher_logits: Any, student_logits: Any, temperature: float = 
         teacher_logits: `[batch, ..., classes]`; `[batch, ..., 1]` is binary, read as the logits
             `[0, t]`.
         student_logits: The same shape.
-        temperature: Finite and > 0. Not checked here.
+        temperature: Finite and > 0; or `[batch, ...]`, one for each row. Not checked here.
 
     Returns:
         `[batch, ...]`, in nats times the squared temperature. 0 where both distributions are
@@ -58,7 +58,7 @@ def soft_targets(teacher_logits: Any, student_logits: Any, temperature: float = 
     return temperature**2 * divergence
 
 
-def soft_cross_entropy(teacher_logits: Any, student_logits: Any, temperature: float = 4.0) -> Any:
+def soft_cross_entropy(teacher_logits: Any, student_logits: Any, temperature: Any = 4.0) -> Any:
     r"""Squared temperature times the cross-entropy of the softened distributions.
 
     .. math:: -T^2 \sum_c p_c \log q_c
@@ -70,7 +70,7 @@ def soft_cross_entropy(teacher_logits: Any, student_logits: Any, temperature: fl
         teacher_logits: `[batch, ..., classes]`; `[batch, ..., 1]` is binary, read as the logits
             `[0, t]`.
         student_logits: The same shape.
-        temperature: Finite and > 0. Not checked here.
+        temperature: Finite and > 0; or `[batch, ...]`, one for each row. Not checked here.
 
     Returns:
         `[batch, ...]`, in nats times the squared temperature. Least where both distributions are
@@ -90,7 +90,7 @@ def soft_cross_entropy(teacher_logits: Any, student_logits: Any, temperature: fl
     return -(temperature**2) * tf.reduce_sum(tf.exp(teacher_logs) * student_logs, axis=-1)
 
 
-def reverse_kl(teacher_logits: Any, student_logits: Any, temperature: float = 4.0) -> Any:
+def reverse_kl(teacher_logits: Any, student_logits: Any, temperature: Any = 4.0) -> Any:
     r"""Squared temperature times the KL divergence the other way round.
 
     .. math:: T^2 \sum_c q_c \log(q_c / p_c)
@@ -103,7 +103,7 @@ def reverse_kl(teacher_logits: Any, student_logits: Any, temperature: float = 4.
         teacher_logits: `[batch, ..., classes]`; `[batch, ..., 1]` is binary, read as the logits
             `[0, t]`.
         student_logits: The same shape.
-        temperature: Finite and > 0. Not checked here.
+        temperature: Finite and > 0; or `[batch, ...]`, one for each row. Not checked here.
 
     Returns:
         `[batch, ...]`, in nats times the squared temperature. 0 where both distributions are
@@ -125,7 +125,7 @@ def reverse_kl(teacher_logits: Any, student_logits: Any, temperature: float = 4.
     return temperature**2 * divergence
 
 
-def jensen_shannon(teacher_logits: Any, student_logits: Any, temperature: float = 4.0) -> Any:
+def jensen_shannon(teacher_logits: Any, student_logits: Any, temperature: Any = 4.0) -> Any:
     r"""Squared temperature times the Jensen-Shannon divergence, with equal weights.
 
     .. math:: \frac{T^2}{2} \sum_c p_c \log\frac{p_c}{m_c} + q_c \log\frac{q_c}{m_c}, \quad
@@ -138,7 +138,7 @@ def jensen_shannon(teacher_logits: Any, student_logits: Any, temperature: float 
         teacher_logits: `[batch, ..., classes]`; `[batch, ..., 1]` is binary, read as the logits
             `[0, t]`.
         student_logits: The same shape.
-        temperature: Finite and > 0. Not checked here.
+        temperature: Finite and > 0; or `[batch, ...]`, one for each row. Not checked here.
 
     Returns:
         `[batch, ...]`, in nats times the squared temperature. 0 where both distributions are
@@ -195,7 +195,7 @@ def decoupled_kd(
     teacher_logits: Any,
     student_logits: Any,
     labels: Any,
-    temperature: float = 4.0,
+    temperature: Any = 4.0,
     target_weight: float = 1.0,
     non_target_weight: float = 8.0,
 ) -> Any:
@@ -251,7 +251,7 @@ def decoupled_kd(
     return temperature**2 * (target_weight * target_part + non_target_weight * non_target_part)
 
 
-def binary_targets(teacher_logits: Any, student_logits: Any, temperature: float = 1.0) -> Any:
+def binary_targets(teacher_logits: Any, student_logits: Any, temperature: Any = 1.0) -> Any:
     r"""Squared temperature times the KL divergence of each label's yes and no, in the mean.
 
     .. math:: \frac{T^2}{L} \sum_l p_l \log\frac{p_l}{q_l} + (1 - p_l) \log\frac{1 - p_l}{1 - q_l},
@@ -290,8 +290,10 @@ def binary_targets(teacher_logits: Any, student_logits: Any, temperature: float 
     return temperature**2 * tf.reduce_mean(divergences, axis=-1)
 
 
-def _log_probabilities(teacher: Any, student: Any, temperature: float) -> tuple[Any, Any]:
+def _log_probabilities(teacher: Any, student: Any, temperature: Any) -> tuple[Any, Any]:
     teacher, student = pair(teacher, student)
+    if getattr(temperature, "shape", ()):  # one for each row
+        temperature = temperature[..., tf.newaxis]
     return (
         tf.nn.log_softmax(with_two_classes(teacher) / temperature),
         tf.nn.log_softmax(with_two_classes(student) / temperature),

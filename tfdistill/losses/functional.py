@@ -164,7 +164,7 @@ def hint(teacher_features: Any, student_features: Any) -> Any:
     return 0.5 * tf.reduce_mean(tf.math.squared_difference(teacher, student), axis=per_example_axes)
 
 
-def probability_mse(teacher_logits: Any, student_logits: Any, temperature: float = 1.0) -> Any:
+def probability_mse(teacher_logits: Any, student_logits: Any, temperature: Any = 1.0) -> Any:
     r"""Squared temperature times the squared distance of the two distributions.
 
     .. math:: T^2 \sum_c (p_c - q_c)^2
@@ -280,7 +280,7 @@ def bounded_regression(
     return tf.where(student_error + margin > teacher_error, student_error, 0.0)
 
 
-def inter_class(teacher_logits: Any, student_logits: Any, temperature: float = 1.0) -> Any:
+def inter_class(teacher_logits: Any, student_logits: Any, temperature: Any = 1.0) -> Any:
     r"""Squared temperature times one minus the correlation of an example's two distributions.
 
     .. math:: T^2 (1 - \rho(p, q)), \quad \rho(u, v) = \frac{\sum_c (u_c - \bar u)(v_c - \bar v)}
@@ -317,7 +317,7 @@ def inter_class(teacher_logits: Any, student_logits: Any, temperature: float = 1
 
 
 def intra_class(
-    teacher_logits: Any, student_logits: Any, temperature: float = 1.0, mask: Any = ()
+    teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = ()
 ) -> Any:
     r"""Squared temperature times one minus the correlation within each class, over the batch.
 
@@ -363,7 +363,7 @@ def intra_class(
     return tf.fill([tf.shape(student)[0]], value)
 
 
-def _probabilities(teacher: Any, student: Any, temperature: float) -> tuple[Any, Any]:
+def _probabilities(teacher: Any, student: Any, temperature: Any) -> tuple[Any, Any]:
     teacher, student = pair(teacher, student)
     return (
         tf.nn.softmax(with_two_classes(teacher) / temperature),

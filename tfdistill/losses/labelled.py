@@ -10,6 +10,7 @@ from tfdistill.losses import functional
 from tfdistill.losses.base import Outputs
 from tfdistill.losses.outputs import LogitsLoss, check_parts
 from tfdistill.losses.shared import mean_over_steps
+from tfdistill.schedules import Schedule
 
 __all__ = ["DecoupledKD", "RegressionTargets"]
 
@@ -20,8 +21,8 @@ class DecoupledKD(LogitsLoss):
 
     Formula, shapes and paper: `tfdistill.losses.functional.decoupled_kd`. A single logit is
     binary, read as the two logits `[0, z]`; of two classes there are no others to teach. Needs
-    data with labels. The authors' code raises the weight from 0 over the first epochs; this one
-    is constant.
+    data with labels. The authors' code raises the weight from 0 over the first epochs: here that
+    is `weight=td.schedules.Linear(0, 1, steps=...)`.
 
     Args:
         temperature: Divides the logits before the softmax; finite, > 0.
@@ -40,16 +41,17 @@ class DecoupledKD(LogitsLoss):
         2.0
     """
 
-    temperature: float = 4.0
+    temperature: float | Schedule = 4.0
     target_weight: float = 1.0
     non_target_weight: float = 8.0
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
     name: str = "decoupled_kd"
 
     def __post_init__(self) -> None:
         """Checks the settings."""
         super().__post_init__()
-        self._set_number("temperature", ">", hint="1 leaves the logits as they are; 4 is usual.")
+        hint = "1 leaves the logits as they are; 4 is usual."
+        self._set_number("temperature", ">", hint=hint, scheduled=True)
         for setting in ("target_weight", "non_target_weight"):
             self._set_number(setting, ">=", hint="0 leaves this part out.")
         check_parts(self, "target_weight", "non_target_weight")
@@ -101,7 +103,7 @@ class RegressionTargets(LogitsLoss):
 
     bounded: bool = False
     margin: float = 0.0
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
     name: str = "regression_targets"
 
     def __post_init__(self) -> None:

@@ -9,6 +9,8 @@ from tfdistill.errors import ModelError, SettingError
 from tfdistill.losses import functional
 from tfdistill.losses.base import DistillationLoss, Outputs, Shapes, shown
 from tfdistill.losses.shared import mean_over_steps
+from tfdistill.losses.temperatures import AdaptiveTemperature
+from tfdistill.schedules import Schedule
 
 __all__ = [
     "DIST",
@@ -88,7 +90,9 @@ class SoftTargets(LogitsLoss):
 
     Args:
         temperature: Divides the logits before the softmax; finite, > 0. The higher, the more the
-            small probabilities count. Hinton et al. (2015) used 1 to 20.
+            small probabilities count. Hinton et al. (2015) used 1 to 20. A schedule changes it over
+            the steps; `FLSW` and `CWSM` give each example one of its own, that depends on the
+            global batch it is in, and each example's loss the square of its own as factor.
         divergence: "kl"; "cross_entropy", which has the same gradient and is the teacher's
             entropy more, so that it does not end at 0; "reverse_kl", which lets a student too
             small for all that the teacher allows choose; or "jensen_shannon", which is bounded.
@@ -109,20 +113,26 @@ class SoftTargets(LogitsLoss):
         (4.0, 'kl', 0.9)
     """
 
-    temperature: float = 4.0
+    temperature: float | Schedule | AdaptiveTemperature = 4.0
     divergence: Literal["kl", "cross_entropy", "reverse_kl", "jensen_shannon"] = field(
         default="kl", kw_only=True
     )
     standardize: bool = field(default=False, kw_only=True)
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
     name: str = "soft_targets"
 
     def __post_init__(self) -> None:
         """Checks the settings."""
         super().__post_init__()
-        self._set_number("temperature", ">", hint=_TEMPERATURE)
+        if not isinstance(self.temperature, AdaptiveTemperature):
+            self._set_number("temperature", ">", hint=_TEMPERATURE, scheduled=True)
         self._check_choice("divergence", _DIVERGENCES)
         self._check_switch("standardize")
+
+    @property
+    def across_batch(self) -> bool:
+        """True where each example has a temperature of its own."""
+        return isinstance(self.temperature, AdaptiveTemperature)
 
     @property
     def _relates_classes(self) -> str:
@@ -131,12 +141,15 @@ class SoftTargets(LogitsLoss):
     def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
         """The loss of each example, `[batch]`, before `weight`."""
         divergence = _DIVERGENCES[self.divergence]
+        temperature: Any = self.temperature
+        if isinstance(temperature, AdaptiveTemperature):
+            temperature = temperature.of(teacher.all_logits(), student.logits, student.mask)
         if self.standardize:
             theirs = functional.standardized(teacher.all_logits())
             ours = functional.standardized(student.logits)
         else:
-            theirs, ours = teacher.logits_at(self.temperature), student.logits
-        return mean_over_steps(divergence(theirs, ours, self.temperature), student.mask)
+            theirs, ours = teacher.logits_at(temperature), student.logits
+        return mean_over_steps(divergence(theirs, ours, temperature), student.mask)
 
 
 @dataclass(frozen=True)
@@ -164,7 +177,7 @@ class HardTargets(LogitsLoss):
 
     threshold: float = field(default=0.0, kw_only=True)
     label_smoothing: float = field(default=0.0, kw_only=True)
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
     name: str = "hard_targets"
 
     def __post_init__(self) -> None:
@@ -202,7 +215,7 @@ class LogitsMSE(LogitsLoss):
         LogitsMSE(weight=0.1, name='logits_mse')
     """
 
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
     name: str = "logits_mse"
 
     def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
@@ -232,7 +245,7 @@ class CenteredMSE(LogitsLoss):
         CenteredMSE(weight=0.1, name='centered_mse')
     """
 
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
     name: str = "centered_mse"
 
     def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
@@ -263,14 +276,14 @@ class ProbabilityMSE(LogitsLoss):
         ProbabilityMSE(temperature=1.0, weight=1.0, name='probability_mse')
     """
 
-    temperature: float = 1.0
-    weight: float = 1.0
+    temperature: float | Schedule = 1.0
+    weight: float | Schedule = 1.0
     name: str = "probability_mse"
 
     def __post_init__(self) -> None:
         """Checks the settings."""
         super().__post_init__()
-        self._set_number("temperature", ">", hint=_TEMPERATURE)
+        self._set_number("temperature", ">", hint=_TEMPERATURE, scheduled=True)
 
     def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
         """The loss of each example, `[batch]`, before `weight`."""
@@ -300,14 +313,14 @@ class BinaryTargets(LogitsLoss):
         BinaryTargets(temperature=2.0, weight=1.0, name='binary_targets')
     """
 
-    temperature: float = 1.0
-    weight: float = 1.0
+    temperature: float | Schedule = 1.0
+    weight: float | Schedule = 1.0
     name: str = "binary_targets"
 
     def __post_init__(self) -> None:
         """Checks the settings."""
         super().__post_init__()
-        self._set_number("temperature", ">", hint=_TEMPERATURE)
+        self._set_number("temperature", ">", hint=_TEMPERATURE, scheduled=True)
 
     def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
         """The loss of each example, `[batch]`, before `weight`."""
@@ -347,8 +360,8 @@ class DIST(LogitsLoss):
 
     inter_weight: float = 1.0
     intra_weight: float = 1.0
-    temperature: float = 1.0
-    weight: float = 1.0
+    temperature: float | Schedule = 1.0
+    weight: float | Schedule = 1.0
     name: str = "dist"
 
     def __post_init__(self) -> None:
@@ -357,7 +370,7 @@ class DIST(LogitsLoss):
         for setting in ("inter_weight", "intra_weight"):
             self._set_number(setting, ">=", hint="0 leaves this part out.")
         check_parts(self, "inter_weight", "intra_weight")
-        self._set_number("temperature", ">", hint=_TEMPERATURE)
+        self._set_number("temperature", ">", hint=_TEMPERATURE, scheduled=True)
 
     @property
     def across_batch(self) -> bool:

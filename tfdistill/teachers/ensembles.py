@@ -10,8 +10,17 @@ from typing import Any, Literal
 from tfdistill._keras import tf
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.losses import Outputs, Shapes
+from tfdistill.losses.shared import with_two_classes
 from tfdistill.settings import is_number
-from tfdistill.teachers.base import Asked, GivenTeacher, Shape, Teacher, checked_name, frozen
+from tfdistill.teachers.base import (
+    Asked,
+    GivenTeacher,
+    Shape,
+    Teacher,
+    checked_name,
+    checked_switch,
+    frozen,
+)
 from tfdistill.teachers.door import as_given
 
 _COMBINE = ("logits", "probabilities")
@@ -27,6 +36,14 @@ class Ensemble(GivenTeacher):
     whose softmax is exactly that mean (for one output unit: the log-odds of the mean of the
     sigmoids). Computed in float32, stably for logits of any size.
 
+    With `by_confidence` a member counts the more in an example the surer it is: with the entropies
+    :math:`H_i` of the members' distributions, its weight there is
+
+    .. math:: w_i \, (1 - H_i / \textstyle\sum_j H_j)
+
+    divided by the sum of these. Of two members with equal `weights` each counts in inverse
+    proportion to its entropy. Where all are sure beyond doubt, `weights` alone count.
+
     A feature loss names a layer of a member as "member/layer", or by the plain name that only one
     member has.
 
@@ -34,6 +51,7 @@ class Ensemble(GivenTeacher):
         members: Two or more teachers of any kind, with the same inputs and classes.
         weights: Of each member, finite and > 0; divided by their sum. Equal by default.
         combine: "logits" or "probabilities".
+        by_confidence: Whether the weights depend on how sure the members are of each example.
         name: What it is called in another ensemble.
 
     Attributes:
@@ -54,7 +72,10 @@ class Ensemble(GivenTeacher):
     Source:
         Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015),
         arXiv:1503.02531, section 1: an ensemble's arithmetic mean (of the probabilities) or
-        geometric one (of the logits) as soft targets.
+        geometric one (of the logits) as soft targets. Kwon et al., "Adaptive Knowledge Distillation
+        Based on Entropy" (2020), for weights by entropy; their form is that of the code of Zhang,
+        Chen and Wang, "Confidence-Aware Multi-Teacher Knowledge Distillation" (2022),
+        arXiv:2201.00007, which compares with it.
     """
 
     def __init__(
@@ -63,6 +84,7 @@ class Ensemble(GivenTeacher):
         weights: Sequence[float] | None = None,
         combine: Literal["logits", "probabilities"] = "logits",
         *,
+        by_confidence: bool = False,
         name: str | None = None,
     ) -> None:
         if not isinstance(members, (list, tuple)) or len(members) < 2:
@@ -81,6 +103,7 @@ class Ensemble(GivenTeacher):
         self.names = _unique([member.name for member in self.members])
         self.weights = _normalised(weights, len(members))
         self.combine = combine
+        self.by_confidence = checked_switch("by_confidence", by_confidence)
         self.name = checked_name(name, "ensemble")
 
     def bind(self, asked: Asked, layers: Sequence[str] = ()) -> Teacher:
@@ -96,12 +119,12 @@ class Ensemble(GivenTeacher):
             }
             bound.append((member.bind(asked, tuple(dict.fromkeys(own.values()))), own))
         self.input_shapes(asked)  # refuses members that do not fit each other
-        return EnsembleTeacher(bound, self.names, self.weights, self.combine)
+        return EnsembleTeacher(bound, self.names, self.weights, self.combine, self.by_confidence)
 
     def identity(self, asked: Asked) -> list[Any]:
         """The identities of the members, their weights, and how they are combined."""
         members = [member.identity(asked) for member in self.members]
-        return ["ensemble", self.combine, list(self.weights), members]
+        return ["ensemble", self.combine, self.by_confidence, list(self.weights), members]
 
     def input_shapes(self, asked: Asked) -> list[Shape] | None:
         """Each size as the members that fix it do.
@@ -186,6 +209,7 @@ class EnsembleTeacher:
         names: Their names.
         weights: Their weights, summing to 1.
         combine: "logits" or "probabilities".
+        by_confidence: Whether surer members count more.
 
     Raises:
         ModelError: They have different classes.
@@ -197,10 +221,12 @@ class EnsembleTeacher:
         names: Sequence[str],
         weights: Sequence[float],
         combine: str,
+        by_confidence: bool,
     ) -> None:
         self._members = tuple(members)
         self._weights = tuple(weights)
         self._combine = combine
+        self._by_confidence = by_confidence
         logits = {name: m.shapes.logits for name, (m, _) in zip(names, members, strict=True)}
         if len(set(logits.values())) > 1:
             raise ModelError(
@@ -227,31 +253,59 @@ class EnsembleTeacher:
             for outputs, layers in said
             for layer, own in layers.items()
         }
+        weights: Sequence[Any] = self._weights
+        if self._by_confidence:
+            weights = weights_by_confidence(logits, self._weights)
         mean = mean_of_logits if self._combine == "logits" else mean_of_probabilities
-        return frozen(Outputs(mean(logits, self._weights), features))
+        return frozen(Outputs(mean(logits, weights), features))
 
 
-def mean_of_logits(logits: Sequence[tf.Tensor], weights: Sequence[float]) -> tf.Tensor:
+def weights_by_confidence(logits: Sequence[tf.Tensor], weights: Sequence[float]) -> list[tf.Tensor]:
+    """Weights that are the larger in an example the less entropy a member's distribution has.
+
+    Args:
+        logits: float32 `[batch, classes]` each; one unit is binary.
+        weights: As many, summing to 1.
+
+    Returns:
+        `[batch, 1]` each, summing to 1.
+    """
+
+    def entropy(values: tf.Tensor) -> tf.Tensor:
+        logs = tf.nn.log_softmax(with_two_classes(values))
+        return -tf.reduce_sum(tf.exp(logs) * logs, axis=-1, keepdims=True)
+
+    entropies = [entropy(values) for values in logits]
+    total = tf.add_n(entropies)
+    shares = [
+        weight * (1.0 - tf.math.divide_no_nan(each, total))
+        for weight, each in zip(weights, entropies, strict=True)
+    ]
+    return [share / tf.add_n(shares) for share in shares]
+
+
+def mean_of_logits(logits: Sequence[tf.Tensor], weights: Sequence[Any]) -> tf.Tensor:
     """The weighted mean.
 
     Args:
         logits: float32 `[batch, classes]` each.
-        weights: As many, summing to 1.
+        weights: As many, summing to 1: numbers, or `[batch, 1]`.
     """
     return tf.add_n([weight * values for weight, values in zip(weights, logits, strict=True)])
 
 
-def mean_of_probabilities(logits: Sequence[tf.Tensor], weights: Sequence[float]) -> tf.Tensor:
+def mean_of_probabilities(logits: Sequence[tf.Tensor], weights: Sequence[Any]) -> tf.Tensor:
     """Logits whose softmax (of one unit: sigmoid) is the weighted mean of the members' own.
 
     Args:
         logits: float32 `[batch, classes]` each.
-        weights: As many, summing to 1.
+        weights: As many, summing to 1: numbers, or `[batch, 1]`.
     """
-    shares = [math.log(weight) for weight in weights]
 
     def log_mean(logs: Sequence[tf.Tensor]) -> tf.Tensor:
-        weighted = [share + values for share, values in zip(shares, logs, strict=True)]
+        weighted = [
+            tf.math.log(weight) + values for weight, values in zip(weights, logs, strict=True)
+        ]
         return tf.reduce_logsumexp(tf.stack(weighted), axis=0)
 
     if logits[0].shape[-1] == 1:
