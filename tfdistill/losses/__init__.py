@@ -13,7 +13,7 @@ from typing import Any
 from tfdistill.errors import SettingError
 from tfdistill.losses import functional
 from tfdistill.losses.base import DistillationLoss, Outputs, Shapes, nearest
-from tfdistill.losses.features import Hint
+from tfdistill.losses.features import FSP, AttentionTransfer, Hint, NeuronSelectivity
 from tfdistill.losses.labelled import DecoupledKD, RegressionTargets
 from tfdistill.losses.outputs import (
     DIST,
@@ -24,20 +24,41 @@ from tfdistill.losses.outputs import (
     ProbabilityMSE,
     SoftTargets,
 )
+from tfdistill.losses.relations import (
+    Contrastive,
+    CorrelationCongruence,
+    ProbabilisticTransfer,
+    RelationalAngle,
+    RelationalDistance,
+    SimilarityPreserving,
+)
+from tfdistill.losses.sequences import CosineHiddenStates, EmbeddingStates, HiddenStates
 
 __all__ = [
     "DIST",
+    "FSP",
+    "AttentionTransfer",
     "BinaryTargets",
     "CenteredMSE",
+    "Contrastive",
+    "CorrelationCongruence",
+    "CosineHiddenStates",
     "DecoupledKD",
     "DistillationLoss",
+    "EmbeddingStates",
     "HardTargets",
+    "HiddenStates",
     "Hint",
     "LogitsMSE",
+    "NeuronSelectivity",
     "Outputs",
+    "ProbabilisticTransfer",
     "ProbabilityMSE",
     "RegressionTargets",
+    "RelationalAngle",
+    "RelationalDistance",
     "Shapes",
+    "SimilarityPreserving",
     "SoftTargets",
     "deserialize",
     "functional",
@@ -57,6 +78,18 @@ _LOSSES = {
         BinaryTargets,
         RegressionTargets,
         Hint,
+        AttentionTransfer,
+        NeuronSelectivity,
+        FSP,
+        SimilarityPreserving,
+        RelationalDistance,
+        RelationalAngle,
+        ProbabilisticTransfer,
+        CorrelationCongruence,
+        Contrastive,
+        HiddenStates,
+        CosineHiddenStates,
+        EmbeddingStates,
     )
 }
 
