@@ -18,6 +18,7 @@ from tfdistill.labels import LabelLoss, accuracy_metric, per_example_label_loss
 from tfdistill.losses import DistillationLoss, Shapes
 from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, check_losses
 from tfdistill.losses.shared import mean_over_steps
+from tfdistill.matching import match_layers
 from tfdistill.outputs import (
     ModelView,
     is_functional,
@@ -124,6 +125,7 @@ class Distiller(tf_keras.Model):
             )
         # The policy is for the scaling of the loss; what inputs become is the student's affair.
         super().__init__(name=name, dtype=_dtype_policy(trained), autocast=False)
+        losses, matches = match_layers(losses, trained, teacher)
         student_layers = [layer for loss in losses for layer in loss.student_layers]
         teacher_layers = [layer for loss in losses for layer in loss.teacher_layers]
         view = ModelView(trained, role="student", layers=_unique(student_layers))
@@ -139,7 +141,7 @@ class Distiller(tf_keras.Model):
         require_own_weights(student, teacher)
         self.losses_taught = losses
         self.label_loss_weight = label_loss_weight
-        self.notes = tuple(note for note in (view.note, parts.teacher.note) if note)
+        self.notes = tuple(note for note in (view.note, parts.teacher.note, *matches) if note)
         for note in self.notes:
             logger.info(note)
         self._parts = parts

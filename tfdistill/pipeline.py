@@ -198,7 +198,7 @@ class Pipeline:
             try:
                 teaching = prepare_teaching(
                     teacher,
-                    self.distillation,
+                    door.distillation,
                     data,
                     augment,
                     directory=directory.path / "targets",
@@ -242,7 +242,7 @@ class Pipeline:
     ) -> Finished:
         context = Context(
             teacher=teacher,
-            distillation=self.distillation,
+            distillation=door.distillation,
             label_loss=label_loss,
             accuracy=lambda: accuracy_metric(
                 "accuracy", activation=door.activation, units=door.units
@@ -320,11 +320,16 @@ class _Door:
         asked = pipeline.distillation
         distiller = Distiller(model, teacher, asked.losses, asked.label_loss_weight)
         self.notes = distiller.notes
+        self.distillation = replace(asked, losses=distiller.losses_taught)  # with all layers named
         self.teaching: Teacher = as_teacher(teacher, model)
         if pipeline.pruning is not None:
             plan_pruning(model, pipeline.pruning)
         if pipeline.quantization is not None:
-            quantize(model, pipeline.quantization, sparse=False)
+            quantized = quantize(model, pipeline.quantization, sparse=False).model
+            if any(loss.student_layers for loss in distiller.losses_taught):
+                # Its layers may have other outputs, or be parts of what they were.
+                settings = distiller.losses_taught, asked.label_loss_weight
+                Distiller(quantized, teacher, *settings)
         trained_for_int8 = pipeline.quantization is not None
         check_before_training(
             model,

@@ -18,6 +18,7 @@ from tfdistill.distiller import Distiller
 from tfdistill.errors import SettingError, SparsityError
 from tfdistill.losses import DistillationLoss, SoftTargets
 from tfdistill.losses.base import check_losses
+from tfdistill.losses.layers import reads_weights
 from tfdistill.pruning import (
     Pruning,
     copy_model,
@@ -78,6 +79,15 @@ class Distillation:
         losses, weight = check_losses(self.losses, self.label_loss_weight)
         object.__setattr__(self, "losses", losses)
         object.__setattr__(self, "label_loss_weight", weight)
+        weights = [
+            layer for loss in losses for layer in loss.teacher_layers if reads_weights(layer)
+        ]
+        if self.store_targets is True and weights:
+            raise SettingError(
+                '`store_targets` must be False or "auto" for losses of the teacher\'s weights.',
+                received=f"store_targets=True and {', '.join(weights)}",
+                hint="Of a teacher that is not asked, no weights are known.",
+            )
         check_training(self)
         _optimizer_class(self.optimizer)
 

@@ -32,11 +32,18 @@ from tfdistill.losses.relations import (
     RelationalDistance,
     SimilarityPreserving,
 )
-from tfdistill.losses.sequences import CosineHiddenStates, EmbeddingStates, HiddenStates
+from tfdistill.losses.sequences import (
+    AttentionScores,
+    CosineHiddenStates,
+    EmbeddingStates,
+    HiddenStates,
+)
+from tfdistill.losses.weights import WeightMSE
 
 __all__ = [
     "DIST",
     "FSP",
+    "AttentionScores",
     "AttentionTransfer",
     "BinaryTargets",
     "CenteredMSE",
@@ -60,6 +67,7 @@ __all__ = [
     "Shapes",
     "SimilarityPreserving",
     "SoftTargets",
+    "WeightMSE",
     "deserialize",
     "functional",
     "serialize",
@@ -89,7 +97,9 @@ _LOSSES = {
         Contrastive,
         HiddenStates,
         CosineHiddenStates,
+        AttentionScores,
         EmbeddingStates,
+        WeightMSE,
     )
 }
 

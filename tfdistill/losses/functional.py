@@ -30,6 +30,7 @@ from tfdistill.losses.representations import (
     hidden_states,
     hint,
     neuron_selectivity,
+    weight_mse,
 )
 from tfdistill.losses.shared import pair, unmasked, with_two_classes
 from tfdistill.losses.similarities import (
@@ -70,6 +71,7 @@ __all__ = [
     "soft_cross_entropy",
     "soft_targets",
     "standardized",
+    "weight_mse",
 ]
 
 _LEAST_SQUARES = 1e-10

@@ -15,9 +15,10 @@ from tfdistill.losses.base import DistillationLoss, Outputs, Shapes, shown
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["AUTO", "LayerLoss", "LayerOutput", "Projections", "Shape"]
+__all__ = ["AUTO", "SCORES", "WEIGHTS", "LayerLoss", "LayerOutput", "Projections", "Shape"]
 
 AUTO = "auto"
+SCORES, WEIGHTS = ":scores", ":weights"  # behind a layer's name: what is read of it
 Shape = tuple[int | None, ...]
 
 
@@ -247,6 +248,11 @@ class Projections(tf_keras.layers.Layer):  # type: ignore[misc]
         """The features of a pair's student layer, at the teacher's width."""
         dense = self._maps.get(str(number))
         return features if dense is None else dense(features)
+
+
+def reads_weights(layer: str) -> bool:
+    """Whether what a loss reads of a layer is its weights, the same for each batch."""
+    return layer.endswith(WEIGHTS)
 
 
 def require_width(teacher: Shape, student: Shape, received: str) -> None:

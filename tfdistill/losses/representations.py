@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from tfdistill._keras import tf
@@ -16,6 +17,7 @@ __all__ = [
     "hidden_states",
     "hint",
     "neuron_selectivity",
+    "weight_mse",
 ]
 
 
@@ -303,6 +305,38 @@ def attention_scores(teacher_scores: Any, student_scores: Any, mask: Any = ()) -
     """
     teacher, student = pair(teacher_scores, student_scores)
     return mean_over_steps(tf.math.squared_difference(teacher, student), _as_mask(mask))
+
+
+def weight_mse(teacher_weights: Sequence[Any], student_weights: Sequence[Any]) -> Any:
+    r"""The mean squared difference of two layers' weights.
+
+    .. math:: \frac{1}{n} \sum_i (w^T_i - w^S_i)^2
+
+    over all `n` numbers of all weights of the layer.
+
+    Args:
+        teacher_weights: Tensors of any shapes.
+        student_weights: As many, of the same shapes but for axes of size 1.
+
+    Returns:
+        One number. 0 where the weights are equal.
+
+    Example:
+        >>> float(weight_mse([[[1.0, 2.0]], [0.0]], [[[1.0, 5.0]], [3.0]]))
+        6.0
+
+    Source:
+        The distance to the starting point of Li et al., "Explicit Inductive Bias for Transfer
+        Learning with Convolutional Networks" (2018), arXiv:1802.01483, section 3.2, as a mean;
+        with the teacher as the starting point.
+    """
+    squares, count = [], 0.0
+    for theirs, ours in zip(teacher_weights, student_weights, strict=True):
+        ours = tf.cast(ours, tf.float32)
+        theirs = tf.reshape(tf.cast(theirs, tf.float32), tf.shape(ours))
+        squares.append(tf.reduce_sum(tf.math.squared_difference(tf.stop_gradient(theirs), ours)))
+        count += tf.cast(tf.size(ours), tf.float32)
+    return tf.add_n(squares) / count
 
 
 def _at_same_places(teacher: Any, student: Any, *, channels: bool = True) -> tuple[Any, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tfdistill.errors import ModelError
 from tfdistill.losses import functional
 from tfdistill.losses.layers import (
+    SCORES,
     LayerLoss,
     LayerOutput,
     Shape,
@@ -14,7 +16,7 @@ from tfdistill.losses.layers import (
     require_width,
 )
 
-__all__ = ["CosineHiddenStates", "EmbeddingStates", "HiddenStates"]
+__all__ = ["AttentionScores", "CosineHiddenStates", "EmbeddingStates", "HiddenStates"]
 
 
 class _StatesLoss(LayerLoss):
@@ -123,3 +125,49 @@ class EmbeddingStates(HiddenStates):
 
     def _could_read(self, layer: LayerOutput) -> bool:
         return layer.kind == "Embedding" and super()._could_read(layer)
+
+
+@dataclass(frozen=True)
+class AttentionScores(LayerLoss):
+    """Teaches which steps the student's attention layer looks at, head by head.
+
+    Formula, shapes and paper: `tfdistill.losses.functional.attention_scores`. The layers are
+    `MultiHeadAttention` of either Keras, with as many heads each and on sequences of one length;
+    their scores before the softmax are read, which costs the student two products more. Pairs of
+    steps that the student's masks leave out are not counted. TinyBERT adds up the pairs of layers;
+    this is their mean.
+
+    Args:
+        teacher_layer: Name of the teacher's layer; several names for several pairs; or "auto" for
+            the last `MultiHeadAttention` of each number of steps that both models have, which
+            `Distiller.notes` name.
+        student_layer: The same of the student.
+        weight: Factor in the total loss, finite, >= 0.
+        name: Name in the logs.
+
+    Raises:
+        SettingError: A setting is outside what it may be.
+
+    Example:
+        >>> from tfdistill import losses
+        >>> losses.AttentionScores("attention_5", "attention_2").teacher_layers
+        ('attention_5:scores',)
+    """
+
+    name: str = "attention_scores"
+    _reads = SCORES
+
+    def _could_read(self, layer: LayerOutput) -> bool:
+        return layer.kind == "MultiHeadAttention" and len(layer.shape) == 2
+
+    def _require_fit(self, teacher: Shape, student: Shape, received: str) -> None:
+        if teacher[0] != student[0]:
+            raise ModelError(
+                "`teacher_layer` and `student_layer` must have as many heads each.",
+                received=received,
+                hint="Give the student's layer the teacher's num_heads; key_dim may be smaller.",
+            )
+        require_same_sizes((*teacher, None), (*student, None), received)
+
+    def _value(self, teacher: Any, student: Any, mask: Any) -> Any:
+        return functional.attention_scores(teacher, student, mask)

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _LEAST_SQUARE = 1e-6  # of distances, in the batch's own scale: what float32 tells from 0
-_LEAST_KERNEL = 1e-7
+_LEAST_KERNEL = 1e-5  # far above the rounding of a cosine
 
 
 def similarity_preserving(teacher_features: Any, student_features: Any) -> Any:
@@ -156,7 +156,7 @@ def probabilistic_transfer(teacher_features: Any, student_features: Any) -> Any:
 
     .. math:: \sum_{j \ne i} p_{ij} \log \frac{p_{ij}}{q_{ij}}, \quad
        p_{ij} = \frac{K(f_i, f_j)}{\sum_{k \ne i} K(f_i, f_k)}, \quad
-       K(x, y) = \frac{1 + \cos(x, y)}{2} + 10^{-7}
+       K(x, y) = \frac{1 + \cos(x, y)}{2} + 10^{-5}
 
     for the example `i`, with `p` of the teacher's and `q` of the student's features. The paper's
     equation 7 is the sum over the batch. The authors' code takes each example for a neighbour of
@@ -275,7 +275,7 @@ def contrastive(teacher_features: Any, student_features: Any, temperature: float
     """
     teacher, student = (unit_vectors(x) for x in pair(teacher_features, student_features))
     logits = tf.matmul(student, teacher, transpose_b=True) / temperature
-    return -tf.linalg.diag_part(tf.nn.log_softmax(logits))
+    return tf.reduce_logsumexp(logits, axis=-1) - tf.linalg.diag_part(logits)
 
 
 def _batch(features: Any) -> Any:
