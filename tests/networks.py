@@ -8,6 +8,7 @@ import numpy as np
 
 Array = Any
 FEATURES = 4
+STEPS, WIDTH, HEADS = 5, 6, 2  # of `encoder`
 
 
 def perceptron(
@@ -67,3 +68,48 @@ def examples(count: int = 15, classes: int = 3, seed: int = 7) -> tuple[Array, A
         rng.integers(0, classes, count),
         rng.uniform(0.2, 2.0, count).astype(np.float32),
     )
+
+
+def convolutional(library: Any, filters: int, *, activation: Any = None) -> Any:
+    """Images `[batch, 8, 8, 1]`, with layers at 8x8, 4x4, 2x2 and as vectors."""
+    layers = library.layers
+    image = hidden = layers.Input([8, 8, 1], name="image")
+    for number in range(3):
+        hidden = layers.Conv2D(filters, 3, padding="same", name=f"conv_{number}")(hidden)
+        hidden = layers.ReLU(name=f"relu_{number}")(hidden)
+        if number < 2:
+            hidden = layers.MaxPooling2D(name=f"pooling_{number}")(hidden)
+    hidden = layers.GlobalAveragePooling2D(name="pooled")(hidden)
+    hidden = layers.Dense(3, name="logits")(hidden)
+    if activation:
+        hidden = layers.Activation(activation, name="ending")(hidden)
+    return with_random_weights(library.Model(image, hidden, name=f"of_{filters}"), filters)
+
+
+def encoder(
+    library: Any,
+    *,
+    seed: int = 0,
+    width: int = WIDTH,
+    heads: int = HEADS,
+    masked: bool = True,
+    **call: Any,
+) -> Any:
+    """Numbers `[batch, 5] -> embedding -> attention -> rest -> logits [batch, 3]`."""
+    layers = library.layers
+    numbers = layers.Input([STEPS], dtype="int32", name="numbers")
+    hidden = layers.Embedding(9, width, mask_zero=masked, name="embedding")(numbers)
+    attention = layers.MultiHeadAttention(heads, 4, dropout=0.2, name="attention")
+    hidden = layers.Add(name="rest")([hidden, attention(hidden, hidden, **call)])
+    hidden = layers.Dense(width, name="mixed")(hidden)
+    pooled = layers.GlobalAveragePooling1D(name="pooled")(hidden)
+    return with_random_weights(
+        library.Model(numbers, layers.Dense(3, name="logits")(pooled), name="encoder"), seed
+    )
+
+
+def sentences() -> Array:
+    numbers = np.random.default_rng(0).integers(1, 9, [4, STEPS]).astype(np.int32)
+    for row, length in enumerate([5, 3, 1, 4]):
+        numbers[row, length:] = 0
+    return numbers

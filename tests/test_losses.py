@@ -28,7 +28,19 @@ from hypothesis.extra import numpy as hnp
 from tfdistill import losses
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import ModelError, SettingError
-from tfdistill.losses import base, divergences, features, functional, labelled, outputs
+from tfdistill.losses import (
+    base,
+    divergences,
+    features,
+    functional,
+    labelled,
+    layers,
+    outputs,
+    relations,
+    representations,
+    sequences,
+    similarities,
+)
 
 # No deadline: TensorFlow's first call of an operation is slow.
 quick = settings(max_examples=40, deadline=None, derandomize=True)
@@ -332,6 +344,19 @@ LOSSES = [
     losses.BinaryTargets(temperature=2.0),
     losses.RegressionTargets(bounded=True, margin=0.5),
     losses.Hint("deep", "shallow", weight=2.0),
+    losses.Hint("auto", name="everywhere"),
+    losses.AttentionTransfer(["deep", "deeper"], ["shallow", "flat"]),
+    losses.NeuronSelectivity("deep", "shallow", kernel="linear"),
+    losses.FSP(["deep", "deeper"], ("shallow", "flat"), 3.0),
+    losses.SimilarityPreserving("auto", "auto"),
+    losses.RelationalDistance("deep", "shallow"),
+    losses.RelationalAngle("deep", "shallow"),
+    losses.ProbabilisticTransfer("deep", "shallow"),
+    losses.CorrelationCongruence("deep", "shallow", gamma=1, order=3),
+    losses.Contrastive("deep", "shallow", temperature=1),
+    losses.HiddenStates("deep", "shallow"),
+    losses.CosineHiddenStates("deep", "shallow"),
+    losses.EmbeddingStates("deep", "shallow"),
 ]
 OUTPUT_LOSSES = [
     losses.SoftTargets(),
@@ -404,9 +429,14 @@ def test_default_names_are_the_log_names() -> None:
 
 
 def test_only_feature_losses_read_layers() -> None:
-    read = {type(loss): (loss.teacher_layers, loss.student_layers) for loss in LOSSES}
-    assert read.pop(losses.Hint) == (("deep",), ("shallow",))
-    assert set(read.values()) == {((), ())}
+    for loss in LOSSES:
+        if not isinstance(loss, layers.LayerLoss):
+            assert (loss.teacher_layers, loss.student_layers) == ((), ())
+    assert losses.Hint("deep", "shallow").pairs == (("deep", "shallow"),)
+    several = losses.Hint(["deep", "deeper"], ["shallow", "flat"])
+    assert several.teacher_layers == ("deep", "deeper")
+    assert several.student_layers == ("shallow", "flat")
+    assert losses.Hint("auto").pairs == ()
 
 
 NO_NUMBERS = [float("nan"), float("inf"), -float("inf"), "1", None, True, [1.0], 1j]
@@ -464,7 +494,7 @@ def test_log_names_are_text(name: Any) -> None:
         ),
         (
             {"class_name": "Xylophone", "config": {}},
-            r"Received: 'Xylophone'\. Known: SoftTargets, HardTargets, .*, Hint\.",
+            r"Received: 'Xylophone'\. Known: SoftTargets, HardTargets, .*, Hint, .*\.",
         ),
         (
             {"class_name": "SoftTargets", "config": {"temprature": 2.0}},
@@ -472,9 +502,9 @@ def test_log_names_are_text(name: Any) -> None:
             r"Did you mean 'temperature'\?",
         ),
         (
-            {"class_name": "Hint", "config": {"teacher_layer": "a"}},
-            r"`config` must hold the settings \['teacher_layer', 'student_layer'\] of Hint\. "
-            r"Received: \['teacher_layer'\]\.",
+            {"class_name": "Hint", "config": {"student_layer": "a"}},
+            r"`config` must hold the settings \['teacher_layer'\] of Hint\. "
+            r"Received: \['student_layer'\]\.",
         ),
         ({"class_name": "SoftTargets", "config": {"temperature": -2}}, "`temperature` must be > 0"),
         ({"class_name": "SoftTargets"}, "`serialized` must be a dict with the keys 'class_name'"),
@@ -535,7 +565,7 @@ def test_hint_projects_the_last_axis_in_any_rank(axes: tuple[int | None, ...]) -
         outputs_of([[0.0]], {"t": wide}), outputs_of([[0.0]], {"s": narrow}), projection
     )
     np.testing.assert_allclose(
-        ours, hint(wide, narrow.astype(np.float64) @ projection.kernel.numpy()), rtol=1e-5
+        ours, hint(wide, narrow.astype(np.float64) @ projection.get_weights()[0]), rtol=1e-5
     )
 
 
@@ -566,7 +596,7 @@ def test_hint_keeps_nothing_so_that_two_distillers_may_share_it() -> None:
     loss = losses.Hint("t", "s")
     first, second = (loss.build(shapes(t=(8,)), shapes(s=(3,))) for _ in range(2))
     assert first is not second
-    assert first.kernel is not second.kernel
+    assert first.weights[0] is not second.weights[0]
     assert vars(loss) == vars(losses.Hint("t", "s"))
 
 
@@ -577,7 +607,7 @@ def test_hint_is_float32_under_mixed_precision() -> None:
     try:
         loss = losses.Hint("t", "s")
         projection = loss.build(shapes(t=(8,)), shapes(s=(3,)))
-        projected = projection(tf.constant(narrow))
+        projected = projection.project(0, tf.constant(narrow))
         ours = loss.call(
             outputs_of([[0.0]], {"t": wide}),
             outputs_of([[0.0]], {"s": tf.constant(narrow)}),
@@ -586,27 +616,28 @@ def test_hint_is_float32_under_mixed_precision() -> None:
     finally:
         tf_keras.mixed_precision.set_global_policy(before)
     assert projected.dtype == tf.float32
-    exact = hint(wide, narrow.astype(np.float64) @ projection.kernel.numpy())
+    exact = hint(wide, narrow.astype(np.float64) @ projection.get_weights()[0])
     np.testing.assert_allclose(ours, exact, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("teacher", "student"),
-    [((7, 7, 64), (14, 14, 16)), ((7, 7, 64), (49, 64)), ((7, 64), (None, 7, 64)), ((64,), ())],
+    [((8, 64), (7, 64)), ((7, 7, 64), (49, 64)), ((7, 64), (None, 7, 64)), ((64,), ())],
 )
-def test_hint_resolutions_must_agree(teacher: Any, student: Any) -> None:
+def test_hint_axes_and_steps_must_agree(teacher: Any, student: Any) -> None:
     with pytest.raises(
         ModelError,
-        match=r"must agree in every axis but the last\. Received: teacher layer 't' \[batch, .*\], "
-        r"student layer 's' \[batch.*\]\. Name two layers of the same resolution",
+        match=r"must have the same axes, and as many steps each\. "
+        r"Received: teacher layer 't' \[batch, .*\], student layer 's' \[batch.*\]\. "
+        r"Name two layers of the same kind",
     ):
         losses.Hint("t", "s").build(shapes(t=teacher), shapes(s=student))
 
 
-def test_hint_takes_sizes_that_only_the_data_knows() -> None:
+def test_hint_takes_steps_that_only_the_data_knows() -> None:
     loss = losses.Hint("t", "s")
-    assert loss.build(shapes(t=(None, None, 8)), shapes(s=(7, 7, 8))) is None
-    one, seven = np.zeros([2, 1, 1, 8], np.float32), np.zeros([2, 7, 7, 8], np.float32)
+    assert loss.build(shapes(t=(None, 8)), shapes(s=(7, 8))) is None
+    one, seven = np.zeros([2, 1, 8], np.float32), np.zeros([2, 7, 8], np.float32)
     with pytest.raises(ModelError, match="must have the shape of the teacher's"):
         loss.call(outputs_of([[0.0]], {"t": one}), outputs_of([[0.0]], {"s": seven}))
 
@@ -622,7 +653,11 @@ def test_hint_widths_must_be_known(teacher: Any, student: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [losses, base, divergences, functional, labelled, outputs, features]
+    "module",
+    [
+        *(losses, base, divergences, functional, labelled, outputs),
+        *(features, relations, representations, sequences, similarities),
+    ],
 )
 def test_docstring_examples_are_true(module: Any) -> None:
     found = doctest.testmod(module)

@@ -14,12 +14,12 @@ from tfdistill.errors import ModelError
 from tfdistill.outputs import (
     ModelView,
     architecture,
-    find_layer,
     is_functional,
     predicted_classes,
     probe_inputs,
     refuse_probabilities,
 )
+from tfdistill.readings import find_layer
 
 each_library = pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
 

@@ -25,6 +25,7 @@ from tfdistill.labels import (
 )
 from tfdistill.losses import DistillationLoss, Shapes
 from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, check_losses
+from tfdistill.matching import match_layers
 from tfdistill.outputs import (
     ModelView,
     is_functional,
@@ -137,6 +138,7 @@ class Distiller(tf_keras.Model):
             )
         # The policy is for the scaling of the loss; what inputs become is the student's affair.
         super().__init__(name=name, dtype=_dtype_policy(trained), autocast=False)
+        losses, matches = match_layers(losses, trained, teacher)
         student_layers = [layer for loss in losses for layer in loss.student_layers]
         teacher_layers = [layer for loss in losses for layer in loss.teacher_layers]
         view = ModelView(trained, role="student", layers=unique(student_layers))
@@ -151,7 +153,7 @@ class Distiller(tf_keras.Model):
         self.label_loss_weight = label_loss_weight
         self.unlabelled = unlabelled
         self.adversarial = check_adversarial(adversarial)
-        self.notes = tuple(note for note in (view.note, asked.note) if note)
+        self.notes = tuple(note for note in (view.note, asked.note, *matches) if note)
         for note in self.notes:
             logger.info(note)
         terms = Terms(losses, label_loss_weight, projections)

@@ -6,9 +6,9 @@ a sigmoid. `ModelView` finds that out from the model's graph and reads the logit
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.bridge.model_graphs import graph_of, graph_or_raise, pack_inputs, takes_training
 from tfdistill.errors import ModelError, TeacherError
 from tfdistill.losses import Outputs, Shapes
+from tfdistill.losses.layers import LayerOutput
+from tfdistill.readings import layers_before, reading_of
 
 _PROBABILITIES = ("softmax", "sigmoid")
 _PROBE_EXAMPLES = 4
@@ -42,30 +44,6 @@ def is_functional(model: Any) -> bool:
     return graph_of(model) is not None
 
 
-def find_layer(model: Any, name: str, *, role: str) -> Any:
-    """The layer called `name`, or the pruning or quantization wrapper around it.
-
-    Args:
-        model: A functional model.
-        name: The layer's name in the model as the user built it.
-        role: What the model is called in the error: "student" or "teacher".
-
-    Raises:
-        ModelError: The model has no such layer; the message gives the nearest names.
-    """
-    names = {}
-    for layer in model.layers:
-        inner = getattr(layer, "layer", None)
-        names[layer.name] = layer
-        if inner is not None:
-            names.setdefault(inner.name, layer)
-    if name in names:
-        return names[name]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
-    hint = f"The nearest names are: {', '.join(near)}." if near else f"It has: {', '.join(names)}."
-    raise ModelError(f"`{name}` must be a layer of the {role}.", received=repr(name), hint=hint)
-
-
 def _final_activation(layer: Any) -> tuple[str, bool]:
     """The activation a model's last layer ends in, and whether the layer is nothing else."""
     kind = type(layer).__name__
@@ -85,7 +63,7 @@ class ModelView:
     Args:
         model: A Functional or built Sequential model, Keras 3 or tf_keras, with one output.
         role: "student" or "teacher", for messages.
-        layers: Names of the layers whose outputs are wanted as features.
+        layers: Names of what losses read of layers, see `tfdistill.readings`.
 
     Attributes:
         activation: What the model ends in: "linear", "softmax" or "sigmoid".
@@ -108,17 +86,14 @@ class ModelView:
         self.activation: str
         output = model.outputs[0]
         heads = self._read_ending_of(output, role)
-        found = [find_layer(model, name, role=role) for name in layers]
-        features = [
-            _only_output(model, layer, name, role)
-            for layer, name in zip(found, layers, strict=True)
-        ]
+        self._heads = heads
+        self._readings = {name: reading_of(model, name, role=role) for name in layers}
+        read = [tensor for reading in self._readings.values() for tensor in reading.tensors]
         api = keras if isinstance(model, keras.Model) else tf_keras
-        self._extractor = api.Model(graph_or_raise(model).input, [*heads, *features])
-        self._layers = tuple(layers)
+        self._extractor = api.Model(graph_or_raise(model).input, [*heads, *read])
         self.shapes = Shapes(
             logits=tuple(output.shape[1:]),
-            features={n: tuple(t.shape[1:]) for n, t in zip(layers, features, strict=True)},
+            features={name: reading.shape for name, reading in self._readings.items()},
         )
         self.note = (
             f"The {role} ends in {self.activation}; distillation reads the logits before it."
@@ -140,15 +115,23 @@ class ModelView:
 
         Returns:
             The model's own output `[batch, ..., classes]`, and `Outputs` with its logits, the
-            features by layer name, and the Keras mask of its time steps.
+            features by layer name, and the Keras masks of time steps.
         """
-        outputs = tf.nest.flatten(self._extractor(inputs, training=training))
-        heads = len(outputs) - len(self._layers)
-        predictions, logits = self._finish(outputs[:heads], training)
-        features = dict(zip(self._layers, outputs[heads:], strict=True))
+        values = iter(tf.nest.flatten(self._extractor(inputs, training=training)))
+        predictions, logits = self._finish([*islice(values, len(self._heads))], training)
+        features, masks = {}, {}
+        for name, reading in self._readings.items():
+            features[name], of_feature = reading([*islice(values, len(reading.tensors))])
+            if of_feature is not None:
+                masks[name] = of_feature
         # Where Keras looks for it, too. Without time steps it would be of no axis of the logits.
         mask = getattr(predictions, "_keras_mask", None) if logits.shape.rank > 2 else None
-        return predictions, Outputs(logits, features, mask=() if mask is None else mask)
+        mask = () if mask is None else mask
+        return predictions, Outputs(logits, features, mask=mask, masks=masks)
+
+    def layers(self) -> list[LayerOutput]:
+        """The layers before its logits, in their order."""
+        return layers_before(self.model, [*self.model.outputs, *self._logits])
 
     def _read_ending_of(self, output: Any, role: str) -> list[Any]:
         """Finds out what the model ends in.
@@ -161,6 +144,7 @@ class ModelView:
         node = last._inbound_nodes[history.node_index]
         before = list(node.keras_inputs if hasattr(node, "keras_inputs") else node.input_tensors)
         self._finish: Callable[[list[tf.Tensor], bool], tuple[tf.Tensor, tf.Tensor]]
+        self._logits: list[Any] = []  # symbolic, where they are no output of the model
         if is_functional(last):
             nested = ModelView(last, role=role)
             self.activation = nested.activation
@@ -179,6 +163,7 @@ class ModelView:
             return [output]
         if separate:
             self._finish = lambda values, _: (values[0], values[1])
+            self._logits = before[:1]
             return [output, before[0]]
         if wrapped is not None:
             raise ModelError(
@@ -215,24 +200,6 @@ def _with_logits(layer: Any, inputs: tf.Tensor, training: bool) -> tuple[tf.Tens
             hint=f"Let it put out logits, and make the {activation.__name__} a layer after it.",
         )
     return output, given[0]
-
-
-def _only_output(model: Any, layer: Any, name: str, role: str) -> Any:
-    # Not `layer.output`: Keras 3 answers with the first use, whichever model that was in.
-    outputs = [
-        tensor
-        for nodes in graph_or_raise(model)._nodes_by_depth.values()
-        for node in nodes
-        if (getattr(node, "operation", None) or node.layer) is layer
-        for tensor in tf.nest.flatten(node.output_tensors)
-    ]
-    if len(outputs) != 1:
-        raise ModelError(
-            f"`{name}` must be used once in the {role}, and have one output.",
-            received=f"layer {name!r} with {len(outputs)} outputs",
-            hint="Name another layer for the feature loss.",
-        )
-    return outputs[0]
 
 
 def probe_inputs(

@@ -13,6 +13,7 @@ from tfdistill.evaluation import evaluate
 from tfdistill.export import Export
 from tfdistill.export.exported import check_before_training
 from tfdistill.labels import accuracy_metric, label_loss_for
+from tfdistill.matching import match_layers
 from tfdistill.outputs import ModelView, architecture
 from tfdistill.pruning import Pruning, plan_pruning
 from tfdistill.quantization import Quantization, quantize
@@ -200,7 +201,7 @@ class Pipeline:
             try:
                 teaching = prepare_teaching(
                     teacher,
-                    self.distillation,
+                    door.distillation,
                     data,
                     augment,
                     directory=directory.path / "targets",
@@ -244,7 +245,7 @@ class Pipeline:
     ) -> Finished:
         context = Context(
             teacher=teacher,
-            distillation=self.distillation,
+            distillation=door.distillation,
             label_loss=label_loss,
             accuracy=lambda: accuracy_metric(
                 "accuracy", activation=door.activation, units=door.units
@@ -319,14 +320,18 @@ class _Door:
     def __init__(self, pipeline: Pipeline, student: Any, teacher: Any) -> None:
         self.prepared: PreparedStudent = prepare_student(student)
         model = self.prepared.model
-        asked = pipeline.distillation
-        distiller = distiller_of(asked, model, teacher, steps=1)
-        self.notes = distiller.notes
+        losses, matches = match_layers(pipeline.distillation.losses, model, teacher)
+        self.distillation = replace(pipeline.distillation, losses=losses)  # with all layers named
+        distiller = distiller_of(self.distillation, model, teacher, steps=1)
+        self.notes = (*distiller.notes, *matches)
         self.teaching: Teacher = as_teacher(teacher, model)
         if pipeline.pruning is not None:
             plan_pruning(model, pipeline.pruning)
         if pipeline.quantization is not None:
-            quantize(model, pipeline.quantization, sparse=False)
+            quantized = quantize(model, pipeline.quantization, sparse=False).model
+            if any(loss.student_layers for loss in losses):
+                # Its layers may have other outputs, or be parts of what they were.
+                distiller_of(self.distillation, quantized, teacher, steps=1)
         trained_for_int8 = pipeline.quantization is not None
         check_before_training(
             model,

@@ -13,7 +13,7 @@ import numpy as np
 from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
 from tfdistill.bridge.layer_configs import clone_tf_keras_layer
 from tfdistill.errors import SettingError, SparsityError
-from tfdistill.outputs import find_layer
+from tfdistill.readings import find_layer
 from tfdistill.settings import check_training, is_number, settings
 
 prune_registry: Any = tfmot_internal("sparsity.keras.prune_registry")

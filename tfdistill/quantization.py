@@ -12,7 +12,6 @@ from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
 from tfdistill.bridge.layer_table import all_in
 from tfdistill.bridge.own_layers import KerasOperation
 from tfdistill.errors import ModelError, SettingError
-from tfdistill.outputs import find_layer
 from tfdistill.pruning import layer_names, prunable_weights
 from tfdistill.quantizers import (
     FloatConfig,
@@ -21,6 +20,7 @@ from tfdistill.quantizers import (
     join_ranges,
     without_wrapper,
 )
+from tfdistill.readings import find_layer
 from tfdistill.rewrites import Rewritten, rewrite
 from tfdistill.rewrites.attention import has_mask
 from tfdistill.settings import check_training, settings

@@ -21,6 +21,7 @@ from tfdistill.errors import SettingError, SparsityError
 from tfdistill.labels import check_unlabelled, weighted_by_labels
 from tfdistill.losses import DistillationLoss, SoftTargets
 from tfdistill.losses.base import check_losses
+from tfdistill.losses.layers import reads_weights
 from tfdistill.pruning import (
     Pruning,
     copy_model,
@@ -94,6 +95,15 @@ class Distillation:
         check_adversarial(self.adversarial)
         if self.unlabelled is not None:
             refuse_unknown_labels(losses)
+        weights = [
+            layer for loss in losses for layer in loss.teacher_layers if reads_weights(layer)
+        ]
+        if self.store_targets is True and weights:
+            raise SettingError(
+                '`store_targets` must be False or "auto" for losses of the teacher\'s weights.',
+                received=f"store_targets=True and {', '.join(weights)}",
+                hint="Of a teacher that is not asked, no weights are known.",
+            )
         check_training(self)
         _optimizer_class(self.optimizer)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tfdistill.data.datasets import identity_of_augment
 from tfdistill.errors import DataError
+from tfdistill.losses.layers import reads_weights
 from tfdistill.run_data import RunData
 from tfdistill.stages import Distillation
 from tfdistill.targets import StoredTargets, store_targets
@@ -138,6 +139,9 @@ def _why_not(asked: Distillation, data: RunData, views: int, epochs: int) -> str
     """Why targets are not stored, as a clause; "" where they are."""
     if asked.store_targets is False:
         return "store_targets=False"
+    for loss in asked.losses:
+        if any(map(reads_weights, loss.teacher_layers)):
+            return f"the loss {loss.name} reads the teacher's weights"
     if data.train.steps_per_epoch is not None:
         return "with steps_per_epoch an epoch need not hold each example once"
     varying = varying_inputs(data.train.dataset)

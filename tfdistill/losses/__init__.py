@@ -14,7 +14,7 @@ from tfdistill.errors import SettingError
 from tfdistill.losses import functional
 from tfdistill.losses.base import DistillationLoss, Outputs, Shapes, nearest
 from tfdistill.losses.exits import EarlyExits
-from tfdistill.losses.features import Hint
+from tfdistill.losses.features import FSP, AttentionTransfer, Hint, NeuronSelectivity
 from tfdistill.losses.labelled import DecoupledKD, RegressionTargets
 from tfdistill.losses.outputs import (
     DIST,
@@ -25,25 +25,54 @@ from tfdistill.losses.outputs import (
     ProbabilityMSE,
     SoftTargets,
 )
+from tfdistill.losses.relations import (
+    Contrastive,
+    CorrelationCongruence,
+    ProbabilisticTransfer,
+    RelationalAngle,
+    RelationalDistance,
+    SimilarityPreserving,
+)
+from tfdistill.losses.sequences import (
+    AttentionScores,
+    CosineHiddenStates,
+    EmbeddingStates,
+    HiddenStates,
+)
 from tfdistill.losses.temperatures import CWSM, FLSW
+from tfdistill.losses.weights import WeightMSE
 
 __all__ = [
     "CWSM",
     "DIST",
     "FLSW",
+    "FSP",
+    "AttentionScores",
+    "AttentionTransfer",
     "BinaryTargets",
     "CenteredMSE",
+    "Contrastive",
+    "CorrelationCongruence",
+    "CosineHiddenStates",
     "DecoupledKD",
     "DistillationLoss",
     "EarlyExits",
+    "EmbeddingStates",
     "HardTargets",
+    "HiddenStates",
     "Hint",
     "LogitsMSE",
+    "NeuronSelectivity",
     "Outputs",
+    "ProbabilisticTransfer",
     "ProbabilityMSE",
     "RegressionTargets",
+    "RelationalAngle",
+    "RelationalDistance",
     "Shapes",
+    "SimilarityPreserving",
     "SoftTargets",
+    "WeightMSE",
     "deserialize",
     "functional",
     "serialize",
@@ -63,6 +92,20 @@ _LOSSES = {
         RegressionTargets,
         Hint,
         EarlyExits,
+        AttentionTransfer,
+        NeuronSelectivity,
+        FSP,
+        SimilarityPreserving,
+        RelationalDistance,
+        RelationalAngle,
+        ProbabilisticTransfer,
+        CorrelationCongruence,
+        Contrastive,
+        HiddenStates,
+        CosineHiddenStates,
+        AttentionScores,
+        EmbeddingStates,
+        WeightMSE,
     )
 }
 

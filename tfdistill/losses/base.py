@@ -39,12 +39,14 @@ class Outputs(NamedTuple):
             logits `[batch, classes]` that are right at that one. Else empty.
         mask: Of a student whose logits are `[batch, steps, classes]` and carry a Keras mask: bool
             `[batch, steps]`, True where a step counts. Else `()`: all of them.
+        masks: The same of features that carry one, by layer name.
     """
 
     logits: Any
     features: Mapping[str, Any]
     softened: Mapping[str, Any] = {}  # never written to; tf.nest knows dicts
     mask: Any = ()  # not None, which tf.nest takes for a value
+    masks: Mapping[str, Any] = {}
 
     def logits_at(self, temperature: Any) -> Any:
         """Logits `[batch, ..., classes]` whose softmax at `temperature` is the model's.
@@ -84,7 +86,11 @@ class Outputs(NamedTuple):
 
     def only(self, layers: Iterable[str]) -> Outputs:
         """The same with the features of these layers alone."""
-        return self._replace(features={layer: self.features[layer] for layer in layers})
+        layers = [*layers]
+        return self._replace(
+            features={layer: self.features[layer] for layer in layers},
+            masks={layer: self.masks[layer] for layer in layers if layer in self.masks},
+        )
 
 
 class Taught(NamedTuple):

@@ -21,24 +21,57 @@ from tfdistill.losses.divergences import (
     soft_targets,
     standardized,
 )
+from tfdistill.losses.representations import (
+    attention_scores,
+    attention_transfer,
+    cosine_hidden_states,
+    flow,
+    fsp,
+    hidden_states,
+    hint,
+    neuron_selectivity,
+    weight_mse,
+)
 from tfdistill.losses.shared import pair, unmasked, with_two_classes
+from tfdistill.losses.similarities import (
+    contrastive,
+    correlation_congruence,
+    probabilistic_transfer,
+    relational_angle,
+    relational_distance,
+    similarity_preserving,
+)
 
 __all__ = [
+    "attention_scores",
+    "attention_transfer",
     "binary_targets",
     "bounded_regression",
     "centered_mse",
+    "contrastive",
+    "correlation_congruence",
+    "cosine_hidden_states",
     "decoupled_kd",
+    "flow",
+    "fsp",
     "hard_targets",
+    "hidden_states",
     "hint",
     "inter_class",
     "intra_class",
     "jensen_shannon",
     "logits_mse",
+    "neuron_selectivity",
+    "probabilistic_transfer",
     "probability_mse",
+    "relational_angle",
+    "relational_distance",
     "reverse_kl",
+    "similarity_preserving",
     "soft_cross_entropy",
     "soft_targets",
     "standardized",
+    "weight_mse",
 ]
 
 _LEAST_SQUARES = 1e-10
@@ -130,38 +163,6 @@ def logits_mse(teacher_logits: Any, student_logits: Any) -> Any:
     """
     teacher, student = pair(teacher_logits, student_logits)
     return tf.reduce_mean(tf.math.squared_difference(teacher, student), axis=-1)
-
-
-def hint(teacher_features: Any, student_features: Any) -> Any:
-    r"""Half the mean squared difference of two layers' outputs.
-
-    .. math:: \frac{1}{2n} \sum_i (u_i - r_i)^2
-
-    with teacher features `u`, student features `r` (already projected to the teacher's width)
-    and `n` elements an example. The paper's equation 3 is the sum, without `1 / n`; the mean
-    keeps the weight independent of the layer's size.
-
-    Args:
-        teacher_features: `[batch, ...]`, at least one axis after the batch.
-        student_features: The same shape.
-
-    Returns:
-        `[batch]`. 0 where the features are equal.
-
-    Raises:
-        ModelError: The two shapes differ.
-
-    Example:
-        >>> hint([[3.0, 0.0]], [[1.0, 0.0]]).numpy()
-        array([1.], dtype=float32)
-
-    Source:
-        Romero et al., "FitNets: Hints for Thin Deep Nets" (2015), arXiv:1412.6550, section 2.2,
-        equation 3.
-    """
-    teacher, student = pair(teacher_features, student_features)
-    per_example_axes = list(range(1, teacher.shape.rank))
-    return 0.5 * tf.reduce_mean(tf.math.squared_difference(teacher, student), axis=per_example_axes)
 
 
 def probability_mse(teacher_logits: Any, student_logits: Any, temperature: Any = 1.0) -> Any:

@@ -7,7 +7,16 @@ from typing import Any
 from tfdistill._keras import tf
 from tfdistill.errors import DataError, ModelError
 
-__all__ = ["class_numbers", "mean_over_steps", "pair", "unmasked", "with_two_classes"]
+__all__ = [
+    "class_numbers",
+    "mean_over_steps",
+    "pair",
+    "rows",
+    "same_places",
+    "unit_vectors",
+    "unmasked",
+    "with_two_classes",
+]
 
 
 def pair(teacher: Any, student: Any) -> tuple[Any, Any]:
@@ -101,3 +110,67 @@ def mean_over_steps(values: Any, mask: Any = ()) -> Any:
     counted = unmasked(values, mask)
     total = tf.reduce_sum(tf.where(counted, values, 0.0), axis=axes)
     return tf.math.divide_no_nan(total, tf.reduce_sum(tf.cast(counted, tf.float32), axis=axes))
+
+
+def rows(teacher: Any, student: Any) -> tuple[Any, Any]:
+    """The features of each example as one vector, float32 `[batch, size]`, the teacher's fixed.
+
+    Args:
+        teacher: `[batch, ...]`.
+        student: `[batch, ...]`, of any size.
+    """
+    teacher = tf.stop_gradient(tf.cast(teacher, tf.float32))
+    student = tf.cast(student, tf.float32)
+
+    def flat(values: Any) -> Any:
+        sizes = values.shape[1:]
+        known = sizes.num_elements()
+        size = tf.reduce_prod(tf.shape(values)[1:]) if known is None else known
+        return tf.reshape(values, [tf.shape(values)[0], size])  # -1 is no size of an empty batch
+
+    return flat(teacher), flat(student)
+
+
+def unit_vectors(values: Any) -> Any:
+    """Divided by their length over the last axis, at any scale; zeros stay, without gradient."""
+    # Their length would overflow or vanish when squared. The direction does not depend on the
+    # divisor, so that it needs no gradient.
+    largest = tf.stop_gradient(tf.reduce_max(tf.abs(values), axis=-1, keepdims=True))
+    return tf.math.l2_normalize(tf.math.divide_no_nan(values, largest), axis=-1)
+
+
+def same_places(teacher: Any, student: Any) -> tuple[Any, Any]:
+    """Both at the smaller of their two sizes on each spatial axis, by means over what is covered.
+
+    Args:
+        teacher: `[batch, height, width, channels]`, or with other spatial axes, two or more.
+        student: The same rank. Where there are fewer, as in `[batch, steps, width]`, both are left
+            as they are.
+    """
+    axes = range(1, student.shape.rank - 1)
+    for axis in axes if len(axes) > 1 and teacher.shape.rank == student.shape.rank else ():
+        theirs, ours = teacher.shape[axis], student.shape[axis]
+        if theirs is not None and theirs == ours:
+            continue
+        size = tf.minimum(tf.shape(teacher)[axis], tf.shape(student)[axis])
+        known = min(theirs, ours) if theirs and ours else None
+        if theirs is None or theirs != known:
+            teacher = _averaged(teacher, axis, size, known)
+        if ours is None or ours != known:
+            student = _averaged(student, axis, size, known)
+    return teacher, student
+
+
+def _averaged(values: Any, axis: int, size: Any, known: int | None) -> Any:
+    places = tf.cast(tf.shape(values)[axis], tf.float32)
+    step = places / tf.cast(size, tf.float32)
+    begin = tf.cast(tf.range(size), tf.float32)[:, tf.newaxis] * step
+    place = tf.range(tf.shape(values)[axis], dtype=tf.int32)
+    place = tf.cast(place, tf.float32)[tf.newaxis]
+    covered = tf.minimum(begin + step, place + 1.0) - tf.maximum(begin, place)
+    shares = tf.maximum(covered, 0.0) / step  # [size, places]
+    rank = values.shape.rank
+    back = [*range(axis), rank - 1, *range(axis, rank - 1)]
+    resized = tf.transpose(tf.tensordot(values, shares, [[axis], [1]]), back)
+    shape = values.shape.as_list()
+    return tf.ensure_shape(resized, [*shape[:axis], known, *shape[axis + 1 :]])

@@ -67,6 +67,10 @@ class MaskedSoftmax(_Layer):
     def call(self, inputs: Any) -> Any:
         """`inputs` are scores `[batch, heads, queries, keys]` and the masks."""
         scores, *masks = inputs if isinstance(inputs, list | tuple) else [inputs]
+        return tf.nn.softmax(scores + (1.0 - self.allowed(scores, masks)) * _MASKED)
+
+    def allowed(self, scores: Any, masks: Sequence[Any]) -> Any:
+        """1 where a query may look at a key, else 0, to be broadcast to the scores."""
         allowed = tf.ones([], scores.dtype)
         for kind, mask in zip(self.masks, masks, strict=True):
             mask = tf.cast(mask, scores.dtype)
@@ -78,7 +82,7 @@ class MaskedSoftmax(_Layer):
         if self.causal:
             queries, keys = tf.shape(scores)[-2], tf.shape(scores)[-1]
             allowed *= tf.cast(tf.range(queries)[:, None] >= tf.range(keys)[None], scores.dtype)
-        return tf.nn.softmax(scores + (1.0 - allowed) * _MASKED)
+        return allowed
 
     def get_config(self) -> dict[str, Any]:
         """As Keras asks for it."""

@@ -18,6 +18,7 @@ from tfdistill.data.datasets import identity_of_augment
 from tfdistill.errors import DataError, ModelError, SettingError
 from tfdistill.losses import Outputs, Shapes
 from tfdistill.losses.base import shown
+from tfdistill.losses.layers import reads_weights
 from tfdistill.runs.fingerprint import fingerprint
 from tfdistill.settings import is_number, whole_number
 from tfdistill.targets.asking import Asking, Seen, wait_for_workers, wanted, worker_of
@@ -122,6 +123,12 @@ def store_targets(
     if augment is None and views > 1:
         raise SettingError(
             "`views` must be 1 without `augment`: all would be alike.", received=views
+        )
+    if any(map(reads_weights, layers)):
+        raise SettingError(
+            "`layers` must be outputs or scores of layers, of which each example has its own.",
+            received=[*layers],
+            hint="Give a td.Distiller the data themselves, for losses of the teacher's weights.",
         )
     batches = as_batches(train, shuffle=False)
     varying = varying_inputs(batches)

@@ -6,6 +6,7 @@ function on tensors, are taken as they are.
 
 from tfdistill.teachers.base import GivenTeacher, Teacher
 from tfdistill.teachers.door import (
+    as_given,
     as_teacher,
     failures_named,
     identity_of_teacher,
@@ -25,6 +26,7 @@ __all__ = [
     "Model",
     "SavedModel",
     "Teacher",
+    "as_given",
     "as_teacher",
     "failures_named",
     "identity_of_teacher",

@@ -13,6 +13,7 @@ from tfdistill._keras import tf
 from tfdistill.bridge.model_graphs import graph_or_raise
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.losses import Outputs, Shapes
+from tfdistill.losses.layers import LayerOutput
 from tfdistill.outputs import are_probabilities, probe_inputs, refuse_probabilities
 
 if TYPE_CHECKING:
@@ -148,6 +149,18 @@ class GivenTeacher(abc.ABC):
     def layer_names(self) -> list[str]:
         """Full names of all layers that losses can read."""
         return []
+
+    def layers(self) -> list[LayerOutput]:
+        """Its layers before the logits, in their order, for losses whose layers are "auto".
+
+        Raises:
+            ModelError: They are not known, or not of one model.
+        """
+        raise ModelError(
+            '`teacher` must be a Functional or Sequential model, for losses of "auto" layers.',
+            received=self.name,
+            hint="Name the layers, if it has any that can be read.",
+        )
 
     def keras_models(self) -> list[Any]:
         """The Keras models in it."""

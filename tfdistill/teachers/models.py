@@ -12,6 +12,7 @@ from tfdistill import bridge
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import ModelError
 from tfdistill.losses import Outputs, Shapes
+from tfdistill.losses.layers import LayerOutput
 from tfdistill.outputs import (
     ModelView,
     architecture,
@@ -93,7 +94,14 @@ class Model(GivenTeacher):
 
     def find(self, layer: str) -> list[str]:
         """See `GivenTeacher`."""
-        return [layer] if layer in self.layer_names() else []
+        names = self.layer_names()
+        return [layer] if layer in names or layer.rpartition(":")[0] in names else []
+
+    def layers(self) -> list[LayerOutput]:
+        """See `GivenTeacher`."""
+        if not is_functional(self._model):
+            return super().layers()
+        return ModelView(self._model, role="teacher").layers()
 
     def layer_names(self) -> list[str]:
         """See `GivenTeacher`."""
