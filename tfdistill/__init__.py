@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _LAZY says the same to Pytho
     from tfdistill.export import Export, Limits, Normalisation
     from tfdistill.inspection import inspect
     from tfdistill.litert.metadata import read_metadata
+    from tfdistill.mutual import MutualDistiller
     from tfdistill.pipeline import Pipeline, Result
     from tfdistill.pruning import Pruning
     from tfdistill.quantization import Quantization
@@ -54,6 +55,7 @@ __all__ = [
     "ExportError",
     "Limits",
     "ModelError",
+    "MutualDistiller",
     "NonFiniteLossError",
     "Normalisation",
     "Pipeline",
@@ -89,6 +91,7 @@ _LAZY = {
     "Distiller": "distiller",
     "Export": "export",
     "Limits": "export",
+    "MutualDistiller": "mutual",
     "Normalisation": "export",
     "Pipeline": "pipeline",
     "Pruning": "pruning",

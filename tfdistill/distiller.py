@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tfdistill import bridge
-from tfdistill._keras import keras, tf, tf_keras
+from tfdistill._keras import tf, tf_keras
 from tfdistill.adversarial import Adversarial, check_adversarial
-from tfdistill.errors import DataError, ModelError, SettingError, TfdistillError
+from tfdistill.errors import SettingError
+from tfdistill.fitting import (
+    build_projections,
+    dtype_policy,
+    own_errors,
+    refuse_keras3,
+    require_same_classes,
+    taken_over,
+)
 from tfdistill.labels import (
     LabelLoss,
     Labels,
@@ -23,18 +30,16 @@ from tfdistill.labels import (
     known_labels,
     per_example_label_loss,
 )
-from tfdistill.losses import DistillationLoss, Shapes
+from tfdistill.losses import DistillationLoss
 from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, check_losses
 from tfdistill.matching import match_layers
 from tfdistill.outputs import (
     ModelView,
-    is_functional,
     probe_inputs,
     refuse_probabilities,
 )
 from tfdistill.replicas import share_of_mean
 from tfdistill.schedules import Schedule
-from tfdistill.targets.stored import unknown_examples
 from tfdistill.teachers import (
     Teacher,
     as_teacher,
@@ -128,16 +133,9 @@ class Distiller(tf_keras.Model):
         unlabelled = check_unlabelled(unlabelled)
         if unlabelled is not None:
             refuse_unknown_labels(losses)
-        original = student if isinstance(student, keras.Model) else None
-        trained = bridge.to_tf_keras(student) if original is not None else student
-        if not isinstance(trained, tf_keras.Model) or not is_functional(trained):
-            raise ModelError(
-                "`student` must be a Functional or built Sequential Keras model.",
-                received=type(student).__name__,
-                hint="Wrap it: keras.Model(inputs, student(inputs)).",
-            )
+        trained, original = taken_over(student)
         # The policy is for the scaling of the loss; what inputs become is the student's affair.
-        super().__init__(name=name, dtype=_dtype_policy(trained), autocast=False)
+        super().__init__(name=name, dtype=dtype_policy(trained), autocast=False)
         losses, matches = match_layers(losses, trained, teacher)
         student_layers = [layer for loss in losses for layer in loss.student_layers]
         teacher_layers = [layer for loss in losses for layer in loss.teacher_layers]
@@ -146,9 +144,9 @@ class Distiller(tf_keras.Model):
         example = probe_inputs(trained, like=input_shapes_of_teacher(teacher, trained))
         _, said = view(example, training=False)
         refuse_probabilities(said.logits, role="student")
-        _require_same_classes(asked.shapes, view.shapes)
+        require_same_classes(asked.shapes, view.shapes)
         require_own_weights(student, teacher)
-        projections = _build_projections(losses, asked.shapes, view.shapes)
+        projections = build_projections(losses, asked.shapes, view.shapes)
         self.losses_taught = losses
         self.label_loss_weight = label_loss_weight
         self.unlabelled = unlabelled
@@ -264,17 +262,17 @@ class Distiller(tf_keras.Model):
             DataError: The data are a `PyDataset` of Keras 3.
             TeacherError: The teacher runs outside of TensorFlow and failed on a batch.
         """
-        _refuse_keras3(super().fit, args, kwargs)
+        refuse_keras3(super().fit, args, kwargs)
         try:
-            with _own_errors(), self._teacher_failures_since("`fit` began"):
+            with own_errors(), self._teacher_failures_since("`fit` began"):
                 return super().fit(*args, **kwargs)
         finally:
             _ = self.student
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As Keras' `evaluate`; changes nothing but metrics. Raises as `fit` does."""
-        _refuse_keras3(super().evaluate, args, kwargs)
-        with _own_errors(), self._teacher_failures_since("`evaluate` began"):
+        refuse_keras3(super().evaluate, args, kwargs)
+        with own_errors(), self._teacher_failures_since("`evaluate` began"):
             return super().evaluate(*args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -378,59 +376,3 @@ class Distiller(tf_keras.Model):
             result = metric.result()
             results.update(result if isinstance(result, Mapping) else {metric.name: result})
         return results
-
-
-@contextlib.contextmanager
-def _own_errors() -> Iterator[None]:
-    """Raises errors of this library as such: autograph and tf.data make other ones of them."""
-    try:
-        with unknown_examples():
-            yield
-    except Exception as error:
-        origin = error.__context__
-        if isinstance(origin, TfdistillError) and hasattr(origin, "ag_error_metadata"):
-            raise origin from None
-        raise
-
-
-def _refuse_keras3(method: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuses callbacks and data of Keras 3 among the arguments, which tf_keras cannot use."""
-    given = inspect.signature(method).bind(*args, **kwargs).arguments
-    callbacks = given.get("callbacks")
-    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
-        if isinstance(callback, keras.callbacks.Callback):
-            raise SettingError(
-                "`callbacks` must be callbacks of tf_keras, which trains the student.",
-                received=f"{type(callback).__name__} of Keras 3",
-                hint=f"Use tf_keras.callbacks.{type(callback).__name__}.",
-            )
-    for name in ("x", "validation_data"):
-        if isinstance(given.get(name), keras.utils.PyDataset):
-            raise DataError(
-                f"`{name}` must be data that tf_keras reads, which trains the student.",
-                received=f"{type(given[name]).__name__}, a PyDataset of Keras 3",
-                hint="Give a tf.data.Dataset, or derive the class from tf_keras.utils.Sequence.",
-            )
-
-
-def _require_same_classes(teacher: Shapes, student: Shapes) -> None:
-    if not tf.TensorShape(teacher.logits).is_compatible_with(student.logits):
-        raise ModelError(
-            "`teacher` and `student` must have the same classes.",
-            received=f"teacher output {teacher.logits}, student output {student.logits}",
-            hint="Give the student as many output units as the teacher has.",
-        )
-
-
-def _build_projections(
-    losses: Sequence[DistillationLoss], teacher: Shapes, student: Shapes
-) -> dict[str, Any]:
-    built = {loss.name: loss.build(teacher, student) for loss in losses}
-    return {name: layer for name, layer in built.items() if layer is not None}
-
-
-def _dtype_policy(model: Any) -> Any:
-    """mixed_float16 if any layer computes so: `compile` then scales the loss."""
-    policies = [layer.dtype_policy for layer in model.layers]
-    mixed = [policy for policy in policies if policy.name == "mixed_float16"]
-    return mixed[0] if mixed else None

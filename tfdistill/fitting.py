@@ -1,0 +1,123 @@
+"""What all distillers have in common: students taken over, and what `fit` is given and raises."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tfdistill import bridge
+from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.errors import DataError, ModelError, SettingError, TfdistillError
+from tfdistill.losses import DistillationLoss, Shapes
+from tfdistill.outputs import is_functional
+from tfdistill.targets.stored import unknown_examples
+
+__all__ = [
+    "build_projections",
+    "dtype_policy",
+    "own_errors",
+    "refuse_keras3",
+    "require_same_classes",
+    "taken_over",
+]
+
+
+def taken_over(student: Any) -> tuple[Any, Any]:
+    """A student as it is trained.
+
+    Args:
+        student: Functional or built Sequential model of either Keras.
+
+    Returns:
+        The tf_keras model, and the Keras 3 model that it is the equal of, or `None`.
+
+    Raises:
+        ModelError: It is neither; or, as `ConversionError`, it has layers without an equal.
+    """
+    original = student if isinstance(student, keras.Model) else None
+    trained = bridge.to_tf_keras(student) if original is not None else student
+    if not isinstance(trained, tf_keras.Model) or not is_functional(trained):
+        raise ModelError(
+            "`student` must be a Functional or built Sequential Keras model.",
+            received=type(student).__name__,
+            hint="Wrap it: keras.Model(inputs, student(inputs)).",
+        )
+    return trained, original
+
+
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """Raises errors of this library as such: autograph and tf.data make other ones of them."""
+    try:
+        with unknown_examples():
+            yield
+    except Exception as error:
+        origin = error.__context__
+        if isinstance(origin, TfdistillError) and hasattr(origin, "ag_error_metadata"):
+            raise origin from None
+        raise
+
+
+def refuse_keras3(method: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuses callbacks and data of Keras 3 among the arguments, which tf_keras cannot use.
+
+    Args:
+        method: `fit` or `evaluate`.
+        args: What it is called with.
+        kwargs: By name.
+
+    Raises:
+        SettingError: A callback is one of Keras 3.
+        DataError: The data are.
+    """
+    given = inspect.signature(method).bind(*args, **kwargs).arguments
+    callbacks = given.get("callbacks")
+    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+        if isinstance(callback, keras.callbacks.Callback):
+            raise SettingError(
+                "`callbacks` must be callbacks of tf_keras, which trains the student.",
+                received=f"{type(callback).__name__} of Keras 3",
+                hint=f"Use tf_keras.callbacks.{type(callback).__name__}.",
+            )
+    for name in ("x", "validation_data"):
+        if isinstance(given.get(name), keras.utils.PyDataset):
+            raise DataError(
+                f"`{name}` must be data that tf_keras reads, which trains the student.",
+                received=f"{type(given[name]).__name__}, a PyDataset of Keras 3",
+                hint="Give a tf.data.Dataset, or derive the class from tf_keras.utils.Sequence.",
+            )
+
+
+def require_same_classes(teacher: Shapes, student: Shapes) -> None:
+    """Refuses two models of other classes.
+
+    Raises:
+        ModelError: Their logits differ in a size that both know.
+    """
+    if not tf.TensorShape(teacher.logits).is_compatible_with(student.logits):
+        raise ModelError(
+            "`teacher` and `student` must have the same classes.",
+            received=f"teacher output {teacher.logits}, student output {student.logits}",
+            hint="Give the student as many output units as the teacher has.",
+        )
+
+
+def build_projections(
+    losses: Sequence[DistillationLoss], teacher: Shapes, student: Shapes
+) -> dict[str, Any]:
+    """What is trained beside a student, by the name of the loss it is for.
+
+    Raises:
+        ModelError: The two models do not fit together for a loss.
+    """
+    built = {loss.name: loss.build(teacher, student) for loss in losses}
+    return {name: layer for name, layer in built.items() if layer is not None}
+
+
+def dtype_policy(*models: Any) -> Any:
+    """mixed_float16 if any layer computes so: `compile` then scales the loss."""
+    policies = [layer.dtype_policy for model in models for layer in model.layers]
+    mixed = [policy for policy in policies if policy.name == "mixed_float16"]
+    return mixed[0] if mixed else None
