@@ -13,7 +13,8 @@ import numpy as np
 from tfdistill import bridge
 from tfdistill._keras import tf, tf_keras
 from tfdistill.adversarial import Adversarial, check_adversarial
-from tfdistill.errors import SettingError
+from tfdistill.bridge.layer_configs import copy_model
+from tfdistill.errors import ModelError, SettingError
 from tfdistill.fitting import (
     build_projections,
     dtype_policy,
@@ -158,6 +159,7 @@ class Distiller(tf_keras.Model):
         self._parts = _Untracked(asked, view, terms, original)
         self._student = trained
         self._projections = projections
+        self._averages = [follower.model for follower in asked.followers]  # kept, not trained
         self.built = True
 
     @property
@@ -172,6 +174,24 @@ class Distiller(tf_keras.Model):
     def training_student(self) -> Any:
         """The tf_keras model that is trained: the student itself unless it is Keras 3."""
         return self._student
+
+    @property
+    def averaged_student(self) -> Any:
+        """The student with averaged weights, in the Keras it was given in, without wrappers.
+
+        Raises:
+            ModelError: The teacher is no `td.teachers.MovingAverage`, and has none in it.
+        """
+        if not self._averages:
+            raise ModelError(
+                "`teacher` must be a td.teachers.MovingAverage, for the student to be averaged.",
+                received=type(self._parts.teacher).__name__,
+                hint="Give it as teacher, or as a member of a td.teachers.Ensemble.",
+            )
+        averaged = self._averages[0]
+        if self._parts.original is not None:
+            return bridge.rebuild_keras3(self._parts.original, averaged)
+        return copy_model(averaged)
 
     @property
     def projection_weights(self) -> dict[str, np.ndarray]:
@@ -292,6 +312,8 @@ class Distiller(tf_keras.Model):
             replicas = self.distribute_strategy.num_replicas_in_sync
             loss = share_of_mean(step.total, replicas) + step.regularization / replicas
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        for follower in self._parts.teacher.followers:
+            follower.follow(self.optimizer.iterations)
         return self._log(step, labels, sample_weight)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -358,8 +380,11 @@ class Distiller(tf_keras.Model):
         return step._replace(regularization=self._regularization())
 
     def _regularization(self) -> tf.Tensor:
+        # Not `self.losses`: an average of the student has its regularizers, too.
+        trained = [self._student, *self._projections.values()]
         # Under mixed precision those of activities are float16, those of weights float32.
-        return tf.add_n([tf.zeros([]), *(tf.cast(loss, tf.float32) for loss in self.losses)])
+        losses = [tf.cast(loss, tf.float32) for model in trained for loss in model.losses]
+        return tf.add_n([tf.zeros([]), *losses])
 
     def _log(self, step: Step, labels: Labels | None, sample_weight: Any) -> dict[str, tf.Tensor]:
         trackers = self._parts.trackers

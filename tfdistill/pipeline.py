@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfdistill.artifacts import Artifact, check_artifact_paths, make_artifacts
-from tfdistill.errors import CertificationError, SettingError
+from tfdistill.errors import CertificationError, ModelError, SettingError
 from tfdistill.evaluation import evaluate
 from tfdistill.export import Export
 from tfdistill.export.exported import check_before_training
@@ -320,11 +320,17 @@ class _Door:
     def __init__(self, pipeline: Pipeline, student: Any, teacher: Any) -> None:
         self.prepared: PreparedStudent = prepare_student(student)
         model = self.prepared.model
+        self.teaching: Teacher = as_teacher(teacher, model)
+        if self.teaching.followers:
+            raise ModelError(
+                "`teacher` must be trained before a pipeline begins.",
+                received="a td.teachers.MovingAverage, which follows the student",
+                hint="Train with td.Distiller first; its `averaged_student` may teach here.",
+            )
         losses, matches = match_layers(pipeline.distillation.losses, model, teacher)
         self.distillation = replace(pipeline.distillation, losses=losses)  # with all layers named
         distiller = distiller_of(self.distillation, model, teacher, steps=1)
         self.notes = (*distiller.notes, *matches)
-        self.teaching: Teacher = as_teacher(teacher, model)
         if pipeline.pruning is not None:
             plan_pruning(model, pipeline.pruning)
         if pipeline.quantization is not None:

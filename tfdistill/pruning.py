@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
-from tfdistill.bridge.layer_configs import clone_tf_keras_layer
+from tfdistill.bridge.layer_configs import copy_model
 from tfdistill.errors import SettingError, SparsityError
 from tfdistill.readings import find_layer
 from tfdistill.settings import check_training, is_number, settings
@@ -256,15 +256,6 @@ def wrap_for_pruning(model: Any, pruning: Pruning, plan: PruningPlan, steps: int
         return wrapper(layer, **options) if layer.name in plan.pruned else layer
 
     return tf_keras.models.clone_model(copy_model(model), clone_function=wrap)
-
-
-def copy_model(model: Any) -> Any:
-    """A functional tf_keras model's copy with its own layers and the same weights."""
-    copy = tf_keras.models.clone_model(
-        model, clone_function=lambda layer: clone_tf_keras_layer(layer, layer.name, {})
-    )
-    copy.set_weights(model.get_weights())
-    return copy
 
 
 def strip(model: Any) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 
 from tfdistill._keras import tf_keras, tfmot
 from tfdistill.adversarial import Adversarial, check_adversarial
+from tfdistill.bridge.layer_configs import copy_model
 from tfdistill.distiller import Distiller
 from tfdistill.errors import SettingError, SparsityError
 from tfdistill.labels import check_unlabelled, weighted_by_labels
@@ -24,7 +25,6 @@ from tfdistill.losses.base import check_losses
 from tfdistill.losses.layers import reads_weights
 from tfdistill.pruning import (
     Pruning,
-    copy_model,
     kernel_zeros,
     plan_pruning,
     require_sparsity,

@@ -165,3 +165,18 @@ def _config(layer: Any) -> Config:
         return dict(layer.get_config())
     except NotImplementedError as error:
         raise NoCounterpartError("it has no `get_config` of its own") from error
+
+
+def copy_model(model: Any, of: Callable[[Any], Any] = lambda layer: layer) -> Any:
+    """A functional tf_keras model's copy with its own layers and the same weights.
+
+    Args:
+        model: The model.
+        of: The layer that is copied in the place of one of the model's: itself, or what it wraps.
+    """
+    copy = tf_keras.models.clone_model(
+        model, clone_function=lambda layer: clone_tf_keras_layer(of(layer), of(layer).name, {})
+    )
+    for made, layer in zip(copy.layers, model.layers, strict=True):
+        made.set_weights(of(layer).get_weights())
+    return copy

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from tfdistill.bridge.layer_configs import copy_model
 from tfdistill.export.conversion import convert
 from tfdistill.litert.compaction import compact
 from tfdistill.litert.flatbuffer import Graph, layer_of, unpack
-from tfdistill.pruning import copy_model
 
 __all__ = ["PredictedSize", "predict_sizes"]
 

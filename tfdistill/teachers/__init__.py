@@ -4,6 +4,7 @@ Everything that takes a teacher takes each of these. A bare Keras 3 or tf_keras 
 function on tensors, are taken as they are.
 """
 
+from tfdistill.teachers.averages import MovingAverage
 from tfdistill.teachers.base import GivenTeacher, Teacher
 from tfdistill.teachers.door import (
     as_given,
@@ -24,6 +25,7 @@ __all__ = [
     "GivenTeacher",
     "LiteRT",
     "Model",
+    "MovingAverage",
     "SavedModel",
     "Teacher",
     "as_given",

@@ -17,6 +17,7 @@ from tfdistill.losses.layers import LayerOutput
 from tfdistill.outputs import are_probabilities, probe_inputs, refuse_probabilities
 
 if TYPE_CHECKING:
+    from tfdistill.teachers.averages import AveragedTeacher
     from tfdistill.teachers.calls import OutsideCalls
 
 Shape = tuple[int | None, ...]
@@ -34,11 +35,13 @@ class Teacher(Protocol):
         shapes: Shapes of what it says.
         note: A sentence saying how logits are recovered, or "".
         outside: What of it runs outside of TensorFlow, where XLA cannot compile it.
+        followers: What of it follows the student, step by step.
     """
 
     shapes: Shapes
     note: str
     outside: tuple[OutsideCalls, ...]
+    followers: tuple[AveragedTeacher, ...]
 
     def __call__(self, inputs: Any) -> Outputs:
         """Logits `[batch, classes]` and features of a batch, without gradient."""
@@ -54,11 +57,13 @@ class Asked:
         shapes: Their shapes, batch axis included; None is an unknown size.
         examples: Makes a few examples, in the structure that the teacher is called with. Takes
             `like` and `run`, as `probe_inputs`.
+        student: The student that it will teach; None where the data is all that is known.
     """
 
     names: tuple[str, ...]
     shapes: tuple[Shape, ...]
     examples: Callable[..., Any]
+    student: Any = None
 
     @classmethod
     def by_student(cls, student: Any) -> Asked:
@@ -70,7 +75,7 @@ class Asked:
             return probe_inputs(student, like=like, run=run)
 
         shapes = tuple(tuple(tensor.shape) for tensor in graph.inputs)
-        return cls(_names(graph.input, names), shapes, examples)
+        return cls(_names(graph.input, names), shapes, examples, student)
 
     @classmethod
     def with_examples(cls, inputs: Any) -> Asked:

@@ -243,6 +243,7 @@ class EnsembleTeacher:
         notes = [f"{n}: {m.note}" for n, (m, _) in zip(names, members, strict=True) if m.note]
         self.note = " ".join(notes)
         self.outside = tuple(calls for member, _ in members for calls in member.outside)
+        self.followers = tuple(each for member, _ in members for each in member.followers)
 
     def __call__(self, inputs: Any) -> Outputs:
         """See `Teacher`."""

@@ -141,6 +141,7 @@ class SavedModelTeacher:
     """
 
     outside: tuple[OutsideCalls, ...] = ()
+    followers: tuple[Any, ...] = ()
 
     def __init__(self, run: Any, example: Any, *, probabilities: bool) -> None:
         self._run = run

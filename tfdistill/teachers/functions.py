@@ -120,6 +120,7 @@ class AnsweringOutside:
         self.shapes = Shapes(logits=(calls.classes,), features={})
         self.note = note_on_probabilities(calls.classes) if probabilities else ""
         self.outside: tuple[OutsideCalls, ...] = (calls,)
+        self.followers: tuple[Any, ...] = ()
 
     def __call__(self, inputs: Any) -> Outputs:
         """See `Teacher`."""

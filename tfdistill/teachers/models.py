@@ -153,6 +153,7 @@ class ModelTeacher:
     """
 
     outside: tuple[OutsideCalls, ...] = ()
+    followers: tuple[Any, ...] = ()
 
     def __init__(self, model: Any, layers: Sequence[str] = ()) -> None:
         if isinstance(model, keras.Model) and keras.backend.backend() != "tensorflow":
@@ -183,6 +184,7 @@ class FunctionTeacher:
     """
 
     outside: tuple[OutsideCalls, ...] = ()
+    followers: tuple[Any, ...] = ()
     note = ""
 
     def __init__(self, function: Callable[[Any], Any], asked: Asked) -> None:

@@ -1,0 +1,181 @@
+"""The student's moving average as its teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import examples, perceptron
+
+import tfdistill as td
+from tfdistill import losses
+from tfdistill._keras import keras, tf, tf_keras, tfmot
+from tfdistill.errors import ModelError, SettingError
+
+# Keras 3 saves and loads variables through NumPy's older protocol.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+LABEL_LOSS = "sparse_categorical_crossentropy"
+TAUGHT = (losses.ProbabilityMSE(weight=0.5),)
+
+
+def following(student: Any, decay: float = 0.8, teacher: Any = None, rate: float = 0.1) -> Any:
+    teacher = td.teachers.MovingAverage(decay) if teacher is None else teacher
+    distiller = td.Distiller(student, teacher, TAUGHT, 0.5)
+    distiller.compile(tf_keras.optimizers.SGD(rate), LABEL_LOSS)
+    return distiller
+
+
+class Remember(tf_keras.callbacks.Callback):
+    """The student's weights after each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.seen.append(self.model.training_student.get_weights())
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.8])
+def test_it_is_the_average_of_the_formula(decay: float) -> None:
+    """With statistics of BatchNormalization; the first steps forget the weights at the start."""
+    inputs, labels, _ = examples(40)
+    student, remember = perceptron(tf_keras, normalized=True), Remember()
+    expected = [np.array(weight, np.float64) for weight in student.get_weights()]
+    distiller = following(student, decay)
+    distiller.fit(inputs, labels, batch_size=4, verbose=0, callbacks=[remember])
+    for step, weights in enumerate(remember.seen, start=1):
+        share = min(decay, 1 - 1 / (step + 1))
+        expected = [share * a + (1 - share) * w for a, w in zip(expected, weights, strict=True)]
+    averaged, moved = distiller.averaged_student.get_weights(), []
+    for ours, theirs, now in zip(averaged, expected, student.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        moved.append(np.abs(ours - now).max())
+    assert (max(moved) > 1e-3) == (decay > 0)
+
+
+def test_it_teaches_what_it_says_and_is_not_trained() -> None:
+    """Of the first step all is as with a copy that stands still, regularizers too."""
+    inputs, labels, _ = examples(20)
+    ours, theirs, copy = (perceptron(tf_keras, regularizer="l2") for _ in range(3))
+    found = []
+    for distiller in (following(ours), following(theirs, teacher=copy)):
+        history = distiller.fit(inputs, labels, batch_size=20, verbose=0).history
+        found.append((history, distiller.training_student.get_weights()))
+        assert len(distiller.trainable_variables) == 4
+    assert found[0][0].keys() == found[1][0].keys()
+    for name, values in found[0][0].items():
+        assert values == pytest.approx(found[1][0][name]), name
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_evaluation_leaves_it_as_it_is() -> None:
+    inputs, labels, _ = examples(20)
+    distiller = following(perceptron(tf_keras, normalized=True))
+    distiller.fit(inputs, labels, verbose=0)
+    before = distiller.averaged_student.get_weights()
+    distiller.evaluate(inputs, labels, verbose=0)
+    for one, other in zip(before, distiller.averaged_student.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_two_replicas_are_one(two_replicas: Any) -> None:
+    inputs, labels, _ = examples(30)
+    data = tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(10)
+    found = []
+    for scope in (tf.distribute.get_strategy().scope, two_replicas.scope):
+        with scope():
+            distiller = following(perceptron(tf_keras, normalized=True))
+        history = distiller.fit(data, epochs=2, verbose=0).history
+        found.append((history, distiller.averaged_student.get_weights()))
+    for name, values in found[0][0].items():
+        np.testing.assert_allclose(found[1][0][name], values, rtol=1e-4, err_msg=name)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
+def test_it_is_taken_out_and_is_no_part_of_the_student(library: Any, tmp_path: Path) -> None:
+    inputs, labels, _ = examples(40)
+    student = perceptron(library, seed=2)
+    distiller = following(student)
+    distiller.fit(inputs, labels, epochs=3, verbose=0)
+    averaged = distiller.averaged_student
+    assert isinstance(averaged, library.Model)
+    assert averaged.output_names == student.output_names if library is tf_keras else True
+    assert np.abs(averaged.get_weights()[0] - student.get_weights()[0]).max() > 1e-4
+    distiller.save(tmp_path / "student.keras")
+    saved = library.models.load_model(tmp_path / "student.keras")
+    for one, other in zip(saved.get_weights(), student.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_checkpoint_keeps_it(tmp_path: Path) -> None:
+    inputs, labels, _ = examples(40)
+    distiller = following(perceptron(tf_keras))
+    distiller.fit(inputs, labels, epochs=2, verbose=0)
+    path = tf.train.Checkpoint(model=distiller).save(str(tmp_path / "at"))
+    another = following(perceptron(tf_keras, seed=5))
+    tf.train.Checkpoint(model=another).restore(path)
+    kept = zip(
+        distiller.averaged_student.get_weights(),
+        another.averaged_student.get_weights(),
+        strict=True,
+    )
+    assert all(np.array_equal(one, other) for one, other in kept)
+
+
+def test_it_teaches_beside_another() -> None:
+    inputs, labels, _ = examples(40)
+    student = perceptron(tf_keras)
+    other = perceptron(keras, units=7, seed=3, name="other")
+    both = td.teachers.Ensemble([td.teachers.MovingAverage(0.5), other])
+    distiller = following(student, teacher=both)
+    start = distiller.averaged_student.get_weights()
+    distiller.fit(inputs, labels, verbose=0)
+    assert np.abs(distiller.averaged_student.get_weights()[0] - start[0]).max() > 1e-4
+
+
+def test_a_pruned_student_is_followed_without_its_wrappers() -> None:
+    inputs, labels, _ = examples(40)
+    prune = tfmot.sparsity.keras
+    schedule = prune.ConstantSparsity(0.5, begin_step=0, frequency=1)
+    student = prune.prune_low_magnitude(perceptron(tf_keras), pruning_schedule=schedule)
+    distiller = following(student, decay=0.0)
+    distiller.fit(inputs, labels, verbose=0, callbacks=[prune.UpdatePruningStep()])
+    averaged = distiller.averaged_student
+    assert not any(isinstance(layer, tf_keras.layers.Wrapper) for layer in averaged.layers)
+    np.testing.assert_allclose(averaged(inputs), student(inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_the_lines_of_the_methods_page_run() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+    lines = page.split("run by tests/test_teachers_averages.py. -->\n```python\n")[1]
+    known: dict[str, Any] = {"td": td, "student": perceptron(tf_keras)}
+    exec(lines.split("```")[0], known)
+    distiller = known["distiller"]
+    distiller.compile("adam", LABEL_LOSS)
+    inputs, labels, _ = examples(20)
+    labels[5:] = -1
+    distiller.fit(inputs, labels, verbose=0)
+
+
+def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    inputs, labels, _ = examples(40)
+    average = td.teachers.MovingAverage()
+    for decay in (1, -0.1, float("nan"), "0.9", True):
+        with pytest.raises(SettingError, match=r"`decay` must be in \[0, 1\)"):
+            td.teachers.MovingAverage(decay)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="`teacher` must be trained before a pipeline begins"):
+        td.Pipeline().check(perceptron(tf_keras), average)
+    with pytest.raises(ModelError, match="`teacher` must know by itself what it says"):
+        td.store_targets(average, (inputs, labels), tmp_path / "targets")
+    quantized = tfmot.quantization.keras.quantize_model(perceptron(tf_keras))
+    with pytest.raises(ModelError, match="`student` must not be quantized, for its moving average"):
+        td.Distiller(quantized, average, TAUGHT)
+    distiller = td.Distiller(perceptron(tf_keras), perceptron(keras, seed=1), TAUGHT)
+    with pytest.raises(ModelError, match=r"must be a td\.teachers\.MovingAverage, for the student"):
+        _ = distiller.averaged_student
