@@ -25,7 +25,7 @@ _Wrapper: Any = tfmot_internal("quantization.keras.quantize_wrapper").QuantizeWr
 # with several, its converter takes one of them and clips to it.
 _ONE_RANGE_FOR_ALL = ("AveragePooling1D", "AveragePooling2D", "Concatenate", "Maximum", "Minimum")
 # Layers without a quantizer that give on values as they come: their output has their input's.
-_PASSING_ON = (
+PASSING_ON = (
     "Concatenate",
     "Cropping1D",
     "Cropping2D",
@@ -221,20 +221,20 @@ def join_ranges(model: Any) -> None:
         if isinstance(layer, _InputQuantizer):
             layer.quantizer = RangeQuantizer(all_seen=True)
         if type(without_wrapper(layer)).__name__ in _ONE_RANGE_FOR_ALL:
-            _join([*_ranges_before(layer), *_own_ranges(layer)])
+            _join([*_ranges_before(layer), *own_ranges(layer)])
 
 
 def _ranges_before(layer: Any) -> list[Range]:
     """The ranges of what a layer reads, through layers that only pass it on."""
     ranges: list[Range] = []
     for origin in tf.nest.flatten([node.inbound_layers for node in layer._inbound_nodes]):
-        own = _own_ranges(origin)
-        passes_on = type(without_wrapper(origin)).__name__ in _PASSING_ON
+        own = own_ranges(origin)
+        passes_on = type(without_wrapper(origin)).__name__ in PASSING_ON
         ranges += own if own or not passes_on else _ranges_before(origin)
     return ranges
 
 
-def _own_ranges(layer: Any) -> list[Range]:
+def own_ranges(layer: Any) -> list[Range]:
     """The range of a layer's output, if it is rounded to one."""
     if isinstance(layer, _InputQuantizer):
         return [(layer.quantizer, layer.quantizer_vars)]
