@@ -11,13 +11,13 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from tfdistill._keras import keras, tf, tf_keras
-from tfdistill.bridge import to_tf_keras
+from tfdistill.bridge import to_keras3, to_tf_keras
 from tfdistill.bridge.config_values import hard_sigmoid
 from tfdistill.errors import ConversionError, ModelError
 from tfdistill.export import Export, export_model
 from tfdistill.litert.flatbuffer import Graph, layer_of, unpack
 from tfdistill.litert.runtime import LiteRTModel
-from tfdistill.pruning import kernel_zeros
+from tfdistill.pruning import copy_model, kernel_zeros
 from tfdistill.quantization import Quantization, QuantizedModel, quantize, quantized_kernels
 from tfdistill.rewrites import rewrite
 from tfdistill.rewrites import rewriter as rewrites
@@ -420,6 +420,27 @@ def test_padding_is_ignored_in_8_bits_too(skip: list[str]) -> None:
     assert np.abs(unmasked(words) - expected).max() > 0.2 * np.ptp(expected)
 
 
+def test_a_number_that_says_what_is_padding_is_not_rounded() -> None:
+    def of_steps(*layers: Any) -> Any:
+        values = steps = L.Input((WORDS, 3), name="steps")
+        for layer in layers:
+            values = layer(values)
+        return tf_keras.Model(steps, L.Dense(5, name="logits")(values))
+
+    model = of_steps(L.Masking(-1.7, name="masking"), L.SimpleRNN(4, name="memory"))
+    steps = np.random.default_rng(0).normal(0, 2, [24, WORDS, 3]).astype(np.float32)
+    steps[:, 5:] = -1.7
+    quantized = quantize(model, Quantization(), sparse=False)
+    quantized.model(steps, training=True)
+    expected = model(steps).numpy()
+
+    assert {*quantized.left_float} == {"masking", "memory"}
+    assert np.abs(quantized.model(steps) - expected).max() <= 0.05 * np.ptp(expected)
+    unmasked = of_steps(L.SimpleRNN(4))
+    unmasked.set_weights(model.get_weights())
+    assert np.abs(unmasked(steps) - expected).max() > 0.2 * np.ptp(expected)
+
+
 @pytest.mark.parametrize("skip", ["attention", "mean"])
 def test_a_skipped_layer_still_reads_its_mask(skip: str) -> None:
     model = of_words(TEXT["masked"][0])
@@ -639,6 +660,24 @@ def test_what_is_frozen_inside_of_a_wrapper_stays_frozen() -> None:
     np.testing.assert_allclose(
         rewritten(inputs, training=True), model(inputs, training=True), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("frozen", ["forward", "backward"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["written out", "a loop"])
+def test_a_frozen_half_of_both_ways_stays_frozen(frozen: str, dropout: float) -> None:
+    def body(words: Any) -> Any:
+        memory = L.Bidirectional(L.SimpleRNN(3, unroll=True, dropout=dropout), name="memory")
+        hidden = memory(embedded(words))
+        getattr(memory, f"{frozen}_layer").trainable = False
+        return hidden
+
+    model = of_words(body)
+    assert len(model.trainable_weights) == 1 + 3 + 2
+    quantized = quantize(model, Quantization(), sparse=False).model
+    for each in (copy_model(model), rewrite(model).model, to_keras3(model), quantized):
+        assert len(each.trainable_weights) == len(model.trainable_weights), each.name
+    parts = [weight.name for weight in quantized.trainable_weights if "memory" in weight.name]
+    assert not any(frozen in name for name in parts)
 
 
 def test_a_last_layer_at_each_step_keeps_its_name(tmp_path: Path) -> None:

@@ -130,9 +130,10 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
 
     def apply(self, model: Any, layer_quantize_map: Any) -> Any:
         for layer in model.layers:
-            followers = {node.outbound_layer.name for node in layer._outbound_nodes}
+            followers = [node.outbound_layer for node in layer._outbound_nodes]
             if isinstance(layer, tf_keras.layers.InputLayer) and (
-                followers <= self._skip or not tf.as_dtype(layer.dtype).is_floating
+                all(each.name in self._skip or _compares(each) for each in followers)
+                or not tf.as_dtype(layer.dtype).is_floating
             ):
                 layer_quantize_map.pop(layer.name, None)  # they are to read it as it is
         model, decided = super().apply(model, layer_quantize_map)
@@ -145,7 +146,8 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
             if "quantize_config" in decided.get(layer.name, ()):
                 config = decided[layer.name]["quantize_config"]
                 decided[layer.name]["quantize_config"] = _with_range_quantizers(
-                    self._config(layer, config, is_output=layer.name in outputs)
+                    self._config(layer, config, is_output=layer.name in outputs),
+                    called_again=len(layer._inbound_nodes) > 1,
                 )
         return model, decided
 
@@ -200,6 +202,11 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
         return config
 
 
+def _compares(layer: Any) -> bool:
+    """Whether it looks for a number that would be rounded to another; 0 stays 0."""
+    return isinstance(layer, tf_keras.layers.Masking) and layer.mask_value != 0
+
+
 def _moves_values(layer: Any) -> bool:
     """Whether an operation of Keras 3 computes nothing."""
     if not isinstance(layer, KerasOperation):
@@ -239,12 +246,14 @@ class _Scheme(tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme):
         return self._transform
 
 
-def _with_range_quantizers(config: Any) -> Any:
+def _with_range_quantizers(config: Any, *, called_again: bool) -> Any:
     """The same, with our quantizer for outputs wherever it has tfmot's."""
     if hasattr(config, "activation_quantizer"):
-        config.activation_quantizer = RangeQuantizer()
+        config.activation_quantizer = RangeQuantizer(called_again=called_again)
     wanted = config.get_output_quantizers
-    config.get_output_quantizers = lambda layer: [RangeQuantizer() for _ in wanted(layer)]
+    config.get_output_quantizers = lambda layer: [
+        RangeQuantizer(called_again=called_again) for _ in wanted(layer)
+    ]
     return config
 
 

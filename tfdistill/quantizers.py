@@ -119,10 +119,13 @@ class RangeQuantizer(_Quantizer):
 
     Args:
         all_seen: Whether to keep the extremes instead of the average.
+        called_again: Whether the layer is called several times. The range then holds what each
+            call gives: the first step of a recurrent layer gives zeros, or next to nothing.
     """
 
-    def __init__(self, *, all_seen: bool = False) -> None:
+    def __init__(self, *, all_seen: bool = False, called_again: bool = False) -> None:
         self._all_seen = all_seen
+        self._called_again = called_again
         # By the range's variable: before and after an activation one quantizer has two ranges.
         self.joined: dict[Any, Sequence[Range]] = {}
 
@@ -144,6 +147,10 @@ class RangeQuantizer(_Quantizer):
             else:
                 known = tf.logical_or(tf.not_equal(low, -_UNKNOWN), tf.not_equal(high, _UNKNOWN))
                 decay = tf.where(known, _DECAY, 0.0)
+                if self._called_again:
+                    smallest = tf.minimum(smallest, decay * low + (1.0 - decay) * smallest)
+                    largest = tf.maximum(largest, decay * high + (1.0 - decay) * largest)
+                    decay = 0.0
             average = tf.__internal__.train.assign_moving_average  # the mean over all replicas
             low = average(low, smallest, decay, zero_debias=False)
             high = average(high, largest, decay, zero_debias=False)
@@ -153,7 +160,7 @@ class RangeQuantizer(_Quantizer):
 
     def get_config(self) -> dict[str, Any]:
         """As tfmot asks for it."""
-        return {"all_seen": self._all_seen}
+        return {"all_seen": self._all_seen, "called_again": self._called_again}
 
 
 class _KeepZeros(_Quantizer):

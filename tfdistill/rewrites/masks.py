@@ -18,10 +18,7 @@ _Layer: Any = _layers.Layer
 _registered = tf_keras.saving.register_keras_serializable(package="tfdistill")
 
 # Keras gives what these make of masked tensors all of the masks at once.
-_HANDING_ON = (
-    *("Dense", "LayerNormalization", "Activation", "ReLU", "LeakyReLU", "ELU", "Dropout"),
-    *("Add", "Multiply", "Subtract", "Average", "Maximum", "Minimum", "Identity", "Rescaling"),
-)
+_MERGES = ("Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract")
 
 
 @_registered
@@ -148,8 +145,9 @@ def reads_masks(layer: Any) -> bool:
     if "mask" in inspect.signature(layer.call).parameters:
         return True
     if kind == "Concatenate" and layer.axis in (-1, layer.get_output_at(0).shape.rank - 1):
-        return False  # of channels: all of the masks at once
-    return kind not in _HANDING_ON and has_mask(layer.get_output_at(0))
+        return False  # of channels: as the merges
+    hands_on = type(layer).compute_mask is _Layer.compute_mask or kind in _MERGES
+    return not hands_on and has_mask(layer.get_output_at(0))
 
 
 def can_be_wrapped(layer: Any) -> bool:
