@@ -242,6 +242,26 @@ def test_an_operator_that_select_ops_lack_is_no_question_of_allowing_them(tmp_pa
         export_model(model, tmp_path / "a.tflite", "float32")
 
 
+def steps_of_two_lengths(values: Any) -> Any:
+    array = tf.TensorArray(tf.float32, size=2, infer_shape=False)
+    _, array = tf.while_loop(
+        lambda i, _: i < 2, lambda i, a: (i + 1, a.write(i, values[:, : i + 1])), [0, array]
+    )
+    return tf.reshape(array.concat(), [-1, 3])
+
+
+def test_what_the_converter_says_is_passed_on(tmp_path: Path) -> None:
+    """It names no operator that LiteRT lacks: this one has another form there."""
+    with pytest.raises(
+        ExportError,
+        match=r"LiteRT's converter can write as float32\. Received: .*TensorListReserve.*"
+        r"Leave this format out, or look at the cause",
+    ) as raised:
+        export_model(with_layer(steps_of_two_lengths, "list"), tmp_path / "a.tflite", "float32")
+    assert raised.value.__cause__ is not None
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_operator_without_integer_form(tmp_path: Path) -> None:
     model, calibration = with_layer(tf.math.cos, "wave"), np.ones([4, 8], np.float32)
     with pytest.raises(

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -16,8 +17,10 @@ from tfdistill._keras import tf_keras
 from tfdistill.certificate import certify
 from tfdistill.errors import ExportError, SettingError
 from tfdistill.export import export_model
+from tfdistill.export.conversion import convert
 from tfdistill.export.exported import check_before_training
 from tfdistill.litert.flatbuffer import inspect_content
+from tfdistill.litert.int4 import to_int4
 from tfdistill.report import Row, advice
 
 LAYERS = tf_keras.layers
@@ -215,6 +218,21 @@ def test_a_model_without_such_a_layer_is_refused_before_training(format: str, me
     model = tf_keras.Model(source, LAYERS.GlobalAveragePooling2D(name="average")(hidden))
     with pytest.raises(ExportError, match=message):
         check_before_training(model, td.Export(formats=(format,)))
+
+
+def test_what_the_quantizer_says_is_passed_on() -> None:
+    """It tells tensors by their names; other converters give one name to several."""
+    model = schema.ModelT.InitFromPackedBuf(convert(network(), "float32"), 0)
+    for tensor in model.subgraphs[0].tensors[:2]:
+        tensor.name = b"same"
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    with pytest.raises(
+        ExportError,
+        match=r"ai-edge-quantizer can write as int4\. Received: Tensor name .*same.* is not unique"
+        r".*Leave int4 out of `formats`",
+    ):
+        to_int4(bytes(builder.Output()), "int4")
 
 
 def test_a_report_says_where_4_bits_save_nothing() -> None:

@@ -158,7 +158,7 @@ def test_the_plan_says_why_a_layer_is_left_dense() -> None:
     assert plan.pruned == ("pruned",)
     assert plan.left_dense == {
         "first": "fewer than four input channels hold no group of four",
-        "depthwise": "DepthwiseConv2D has no kernel that tfmot prunes",
+        "depthwise": "depthwise kernels hold few of a model's weights, each of which counts",
         "transposed": "the last axis of a Conv2DTranspose kernel is its inputs, not its outputs",
         "frozen": "frozen: `trainable` is False",
         "rank_3": "the pattern '2:4' is for kernels of rank 2 and 4",
@@ -420,3 +420,63 @@ def test_two_replicas_prune_as_one_does(
         np.testing.assert_allclose(weight, expected, atol=1e-5)
     for name, values in logs_of_one.items():
         np.testing.assert_allclose(logs_of_two[name], values, atol=1e-5, err_msg=name)
+
+
+# ---------------------------------------------------------------------------------------------
+# Wrappers and masks
+
+
+def test_kernels_inside_of_wrappers_are_pruned() -> None:
+    inner = sequence([6, 4], LAYERS.Conv1D(8, 3, name="inner"), LAYERS.Flatten())
+    kept = {"return_sequences": True, "unroll": True}
+    frozen = LAYERS.SimpleRNN(4, go_backwards=True, trainable=False, **kept)
+    model = sequence(
+        [2, 6, 4],
+        LAYERS.TimeDistributed(inner, name="model"),
+        LAYERS.TimeDistributed(LAYERS.Dense(8), name="dense"),
+        LAYERS.Bidirectional(LAYERS.SimpleRNN(4, **kept), name="both"),
+        LAYERS.Bidirectional(LAYERS.SimpleRNN(4, **kept), backward_layer=frozen, name="half"),
+        LAYERS.TimeDistributed(LAYERS.LayerNormalization(), name="normalized"),
+    )
+    pruning = Pruning(sparsity=0.75)
+    stripped, plan = prune(model, pruning)
+
+    assert plan.pruned == ("model", "dense", "both", "half")
+    assert plan.left_dense == {}
+    require_sparsity(stripped, pruning, plan)
+    half = stripped.get_layer("half")
+    shares = [
+        np.mean(weight.numpy() == 0)
+        for name in ("model", "dense", "both")
+        for weight in stripped.get_layer(name).weights
+        if "kernel" in weight.name
+    ]
+    shares += [np.mean(weight == 0) for weight in half.forward_layer.get_weights()[:2]]
+    assert len(shares) == 8
+    assert min(shares) >= 0.75
+    assert not any(np.any(weight == 0) for weight in half.backward_layer.get_weights()[:2])
+    assert np.all(np.isfinite(stripped(np.ones([2, 2, 6, 4], np.float32))))
+
+
+def attended(values: Any) -> Any:
+    return LAYERS.MultiHeadAttention(1, 4, name="attention")(values, values)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [lambda h: LAYERS.Bidirectional(LAYERS.SimpleRNN(4, unroll=True))(h), attended],
+    ids=["both ways", "attention"],
+)
+def test_masks_are_handed_on_while_pruning(read: Callable[[Any], Any]) -> None:
+    """tfmot's wrapper drops that of an embedding, and gives one to layers that take none."""
+    words = LAYERS.Input([6], dtype="int32", name="words")
+    hidden = LAYERS.Embedding(9, 8, mask_zero=True, name="embedding")(words)
+    hidden = read(LAYERS.Dense(8, name="between")(hidden))
+    if len(hidden.shape) == 3:
+        hidden = LAYERS.GlobalAveragePooling1D()(hidden)
+    model = tf_keras.Model(words, LAYERS.Dense(3, name="logits")(hidden))
+    pruning = Pruning(sparsity=0.5)
+    wrapped = wrap_for_pruning(model, pruning, plan_pruning(model, pruning), steps=3)
+    padded = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 0]])
+
+    np.testing.assert_allclose(wrapped(padded), model(padded), rtol=1e-5, atol=1e-6)

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 
 from tfdistill._keras import keras, tf, tf_keras
-from tfdistill.bridge import to_tf_keras
+from tfdistill.bridge import to_keras3, to_tf_keras
 from tfdistill.bridge.config_values import hard_sigmoid
-from tfdistill.errors import ConversionError
-from tfdistill.export import export_model
+from tfdistill.errors import ConversionError, ModelError
+from tfdistill.export import Export, export_model
+from tfdistill.litert.flatbuffer import Graph, layer_of, unpack
 from tfdistill.litert.runtime import LiteRTModel
-from tfdistill.pruning import kernel_zeros
-from tfdistill.quantization import Quantization, quantize, quantized_kernels
+from tfdistill.pruning import copy_model, kernel_zeros
+from tfdistill.quantization import Quantization, QuantizedModel, quantize, quantized_kernels
 from tfdistill.rewrites import rewrite
 from tfdistill.rewrites import rewriter as rewrites
 from tfdistill.rewrites.recurrent import MOST_STEPS
@@ -68,17 +70,43 @@ def train(model: Any) -> None:
     optimizer.minimize(error, model.trainable_variables, tape)
 
 
-def exported(model: Any, folder: Path) -> tuple[set[str], set[str], np.ndarray]:
-    """The artifact's operators, those that compute in float, and its errors in steps."""
-    path = folder / "student.tflite"
+def exported(quantized: QuantizedModel, folder: Path) -> tuple[set[str], set[str], np.ndarray]:
+    """The artifact's operators, those that compute in float, and its errors in steps.
+
+    What computes in float is found in the file to be of layers that are named with a reason.
+    """
+    path, model = folder / "student.tflite", quantized.model
     made = export_model(model, path, "int8", quantization_aware=True)
+    assert {
+        layer
+        for layer in computing_in_float(path, model)
+        if not any(f"{layer}/".startswith(f"{name}/") for name in quantized.left_float)
+    } == set()
     inputs = inputs_of(model, 1)
     (outputs,) = LiteRTModel(path).predict(inputs).values()
     (scale,) = made.inspection.output_scales.values()
-    errors = np.abs(outputs - model(inputs, training=False).numpy()) / scale
+    errors = np.abs(outputs - model(inputs, training=False).numpy()) / (scale or 1.0)
     operators = made.inspection.operators
     floating = {each.name for each in operators if each.activations == "float32"}
     return {each.name for each in operators}, floating - {"DEQUANTIZE"}, errors
+
+
+_COMPUTING_NOTHING = (
+    *("CAST", "CONCATENATION", "DEQUANTIZE", "NOT_EQUAL", "PACK", "QUANTIZE", "RESHAPE", "SPLIT"),
+    *("STRIDED_SLICE", "TRANSPOSE"),
+)
+
+
+def computing_in_float(path: Path, model: Any) -> set[str]:
+    """The layers of operators that do; those inside of a loop have lost their layer's name."""
+    packed = unpack(path.read_bytes())
+    return {
+        layer_of(graph.tensors[operator.outputs[0]].name.decode(), model)
+        for graph in (Graph(packed, each) for each in packed.subgraphs)
+        for operator in graph.operators
+        if graph.describe(operator).activations == "float32"
+        and graph.name(operator) not in _COMPUTING_NOTHING
+    } - {"?"}
 
 
 def convolution(image: Any, filters: int = 8, **settings: Any) -> Any:
@@ -203,7 +231,7 @@ def test_it_is_all_in_8_bits(name: str, tmp_path: Path) -> None:
     model = of_images(IN_8_BITS[name])
     quantized = quantize(model, Quantization(), sparse=False)
     train(quantized.model)
-    _, floating, errors = exported(quantized.model, tmp_path)
+    _, floating, errors = exported(quantized, tmp_path)
 
     assert quantized.left_float == {}
     assert not floating
@@ -278,7 +306,7 @@ def test_texts_multiply_in_8_bits_alone(name: str, tmp_path: Path) -> None:
     body, left_float = TEXT[name]
     quantized = quantize(of_words(body), Quantization(), sparse=False)
     train(quantized.model)
-    operators, floating, errors = exported(quantized.model, tmp_path)
+    operators, floating, errors = exported(quantized, tmp_path)
 
     assert quantized.left_float == left_float
     assert not floating & {"FULLY_CONNECTED", "BATCH_MATMUL", "CONV_2D", "GATHER"}
@@ -300,7 +328,7 @@ def test_a_text_encoder_of_keras3_multiplies_in_8_bits_alone(tmp_path: Path) -> 
 
     quantized = quantize(to_tf_keras(model), Quantization(), sparse=False)
     train(quantized.model)
-    _, floating, errors = exported(quantized.model, tmp_path)
+    _, floating, errors = exported(quantized, tmp_path)
 
     assert [*quantized.left_float] == ["first", "first_norm", "second_norm", "mean"]
     assert not floating & {"FULLY_CONNECTED", "BATCH_MATMUL", "GATHER"}
@@ -320,13 +348,59 @@ def test_padding_is_still_ignored() -> None:
     assert np.max(np.abs(unmasked(words) - model(words))) > 0.01
 
 
-def test_a_mask_that_something_unknown_reads_stays_where_it_is() -> None:
-    model = of_words(lambda w: L.LSTM(4, name="memory")(embedded(w, mask=True)))
+def test_a_mask_that_something_unknown_reads_is_put_back_before_it() -> None:
+    def body(words: Any) -> Any:
+        hidden = L.Dense(5, name="dense")(embedded(words, mask=True))
+        hidden = L.LSTM(4, dropout=0.1, return_sequences=True, name="loop")(hidden)
+        return L.GlobalAveragePooling1D(name="mean")(L.Dense(5, name="behind")(hidden))
+
+    model = of_words(body)
     rewritten = rewrite(model).model
     words = inputs_of(model, 0)
-    assert not rewritten.get_layer("embedding").mask_zero
-    assert rewritten.get_layer("memory").input._keras_mask is not None
+    masked = {
+        layer.name
+        for layer in rewritten.layers
+        if any(getattr(tensor, "_keras_mask", None) is not None for tensor in layer_inputs(layer))
+    }
+    assert masked == {"loop", "loop/unmasked", "loop/mask"}
+    np.testing.assert_allclose(rewritten(words), model(words), rtol=1e-5, atol=1e-5)
+
+
+def layer_inputs(layer: Any) -> list[Any]:
+    return [tensor for node in layer._inbound_nodes for tensor in node.keras_inputs]
+
+
+MASKED: dict[str, Body] = {
+    "LSTM": lambda h: L.LSTM(4)(h),
+    "GRU turned": lambda h: L.GRU(4, go_backwards=True)(h),
+    "states": lambda h: L.Flatten()(L.SimpleRNN(4, return_sequences=True)(h)),
+    "zeroed states": lambda h: L.Flatten()(
+        L.LSTM(4, return_sequences=True, zero_output_for_mask=True)(h)
+    ),
+    "zeroed": lambda h: L.GRU(4, zero_output_for_mask=True)(h),
+    "both ways": lambda h: L.Flatten()(L.Bidirectional(L.LSTM(4, return_sequences=True))(h)),
+    "two in a row": lambda h: L.GRU(3)(L.LSTM(4, return_sequences=True)(h)),
+    "called twice": lambda h: (lambda layer: L.Add()([layer(h), layer(L.Dense(16)(h))]))(L.LSTM(4)),
+    "with and without": lambda h: (
+        lambda layer: L.Add()([layer(h), layer(L.Reshape((WORDS, 16))(h))])
+    )(L.GlobalAveragePooling1D()),
+    "joined": lambda h: L.LSTM(4)(L.Concatenate()([h, L.Dense(3)(h)])),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_padding_does_not_reach_the_states(name: str) -> None:
+    """Also in front of a sequence, and in a sequence of nothing else."""
+    model = of_words(lambda w: MASKED[name](embedded(w, mask=True)))
+    rewritten = rewrite(model).model
+    words = inputs_of(model, 0)
+    words[:8] = words[:8, ::-1]
+    words[8] = 0
+    words[9, 2] = 0
+
     np.testing.assert_allclose(rewritten(words), model(words), rtol=1e-5, atol=1e-6)
+    kinds = {type(layer).__name__ for layer in rewritten.layers}
+    assert not kinds & {"LSTM", "GRU", "SimpleRNN", "Bidirectional"}
 
 
 @pytest.mark.parametrize(
@@ -348,6 +422,27 @@ def test_padding_is_ignored_in_8_bits_too(skip: list[str]) -> None:
     unmasked = of_words(lambda w: L.LSTM(4, name="memory")(embedded(w)))
     unmasked.set_weights(model.get_weights())
     assert np.abs(unmasked(words) - expected).max() > 0.2 * np.ptp(expected)
+
+
+def test_a_number_that_says_what_is_padding_is_not_rounded() -> None:
+    def of_steps(*layers: Any) -> Any:
+        values = steps = L.Input((WORDS, 3), name="steps")
+        for layer in layers:
+            values = layer(values)
+        return tf_keras.Model(steps, L.Dense(5, name="logits")(values))
+
+    model = of_steps(L.Masking(-1.7, name="masking"), L.SimpleRNN(4, name="memory"))
+    steps = np.random.default_rng(0).normal(0, 2, [24, WORDS, 3]).astype(np.float32)
+    steps[:, 5:] = -1.7
+    quantized = quantize(model, Quantization(), sparse=False)
+    quantized.model(steps, training=True)
+    expected = model(steps).numpy()
+
+    assert {*quantized.left_float} == {"masking", "memory"}
+    assert np.abs(quantized.model(steps) - expected).max() <= 0.05 * np.ptp(expected)
+    unmasked = of_steps(L.SimpleRNN(4))
+    unmasked.set_weights(model.get_weights())
+    assert np.abs(unmasked(steps) - expected).max() > 0.2 * np.ptp(expected)
 
 
 @pytest.mark.parametrize("skip", ["attention", "mean"])
@@ -512,7 +607,7 @@ def test_what_is_joined_with_a_written_out_layer_has_one_range(tmp_path: Path) -
     model = of_images(body)
     quantized = quantize(model, Quantization(), sparse=False)
     quantized.model(inputs_of(model, 0), training=True)
-    _, _, errors = exported(quantized.model, tmp_path)
+    _, _, errors = exported(quantized, tmp_path)
 
     assert np.quantile(errors, 0.99) <= 2.001
 
@@ -542,13 +637,14 @@ def test_wrappers_that_stay_have_a_reason(tmp_path: Path) -> None:
     model = of_words(lambda w: L.Flatten()(wrapped(w)))
     quantized = quantize(model, Quantization(skip=["skipped"]), sparse=True)
     quantized.model(inputs_of(model, 0), training=True)
-    _, _, errors = exported(quantized.model, tmp_path)
+    _, _, errors = exported(quantized, tmp_path)
 
     assert quantized.left_float == {
         "masked": "tfmot cannot wrap TimeDistributed as it is used",
-        "masked_both": "tfmot cannot wrap Bidirectional as it is used",
+        "masked_both": "its gates compute in float; its products are in 8 bits",
         "own": "tfmot has no quantizer for Scale",
-        "penalized": "tfmot cannot wrap TimeDistributed as it is used",
+        "penalized": "tfmot cannot wrap TimeDistributed as it is used; it is frozen, so that its "
+        "zeros stay",
         "random": "tfmot has no quantizer for Bidirectional",
         "skipped": "named in `skip`",
     }
@@ -571,6 +667,24 @@ def test_what_is_frozen_inside_of_a_wrapper_stays_frozen() -> None:
     np.testing.assert_allclose(
         rewritten(inputs, training=True), model(inputs, training=True), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("frozen", ["forward", "backward"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["written out", "a loop"])
+def test_a_frozen_half_of_both_ways_stays_frozen(frozen: str, dropout: float) -> None:
+    def body(words: Any) -> Any:
+        memory = L.Bidirectional(L.SimpleRNN(3, unroll=True, dropout=dropout), name="memory")
+        hidden = memory(embedded(words))
+        getattr(memory, f"{frozen}_layer").trainable = False
+        return hidden
+
+    model = of_words(body)
+    assert len(model.trainable_weights) == 1 + 3 + 2
+    quantized = quantize(model, Quantization(), sparse=False).model
+    for each in (copy_model(model), rewrite(model).model, to_keras3(model), quantized):
+        assert len(each.trainable_weights) == len(model.trainable_weights), each.name
+    parts = [weight.name for weight in quantized.trainable_weights if "memory" in weight.name]
+    assert not any(frozen in name for name in parts)
 
 
 def test_a_last_layer_at_each_step_keeps_its_name(tmp_path: Path) -> None:
@@ -599,12 +713,110 @@ def test_what_reads_a_loop_is_in_8_bits(skip: list[str], tmp_path: Path) -> None
     model = of_images(body)
     quantized = quantize(model, Quantization(skip=skip), sparse=False)
     quantized.model(inputs_of(model, 0), training=True)
-    operators, floating, errors = exported(quantized.model, tmp_path)
+    operators, floating, errors = exported(quantized, tmp_path)
 
     assert [*quantized.left_float] == ["memory"]
     assert "UNIDIRECTIONAL_SEQUENCE_LSTM" in operators
     assert not floating & {"FULLY_CONNECTED", "CONCATENATION"}
     assert np.quantile(errors, 0.99) <= 2.001
+
+
+def over_time(image: Any) -> Any:
+    return L.Conv1D(6, 3, activation="relu")(steps(image))
+
+
+def attending(image: Any) -> Any:
+    hidden = over_time(image)
+    settings = {"kernel_constraint": "max_norm", "name": "apart"}
+    return L.Add()([hidden, L.MultiHeadAttention(1, 4, **settings)(hidden, hidden)])
+
+
+def with_states(image: Any) -> Any:
+    memory = L.GRU(4, return_sequences=True, return_state=True, name="apart")
+    sequence, state = memory(over_time(image))
+    return L.Concatenate()([L.Dense(4)(state), L.GlobalMaxPooling1D()(L.Conv1D(4, 3)(sequence))])
+
+
+ALONE: dict[str, Body] = {
+    "constant": lambda x: (
+        over_time(x) + np.random.default_rng(0).normal(size=[30, 6]).astype(np.float32)
+    ),
+    "cumulative": lambda x: tf.cumsum(over_time(x), axis=1),
+    "halves": lambda x: L.Add()(L.Lambda(lambda t: tf.split(t, 2, -1), name="apart")(over_time(x))),
+    "penalized": lambda x: L.TimeDistributed(L.Dense(8, activity_regularizer="l2"), name="apart")(
+        over_time(x)
+    ),
+    "attention": attending,
+    "states": with_states,
+    "images": lambda x: tf.cumsum(L.Conv3D(3, 3, padding="same")(frames(x)), axis=1),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=[pytest.mark.slow] if name in ("cumulative", "penalized", "states") else [],
+        )
+        for name in ALONE
+    ],
+)
+def test_what_stands_behind_a_layer_that_tfmot_cannot_wrap_is_in_8_bits(
+    name: str, tmp_path: Path
+) -> None:
+    model = of_images(lambda x: L.Conv1D(4, 3, name="behind")(L.Reshape((-1, 2))(ALONE[name](x))))
+    operations = [layer.name for layer in model.layers if type(layer).__name__ == "TFOpLambda"]
+    quantized = quantize(model, Quantization(), sparse=False)
+    quantized.model(inputs_of(model, 0), training=True)
+    _, floating, errors = exported(quantized, tmp_path)
+
+    wanted = operations or ["apart"]
+    assert [each for each in quantized.left_float if not each.startswith("conv3d")] == wanted
+    assert "CONV_2D" not in floating
+    assert np.quantile(errors, 0.99) <= 2.001
+
+
+def test_what_reads_floats_has_that_as_its_reason(tmp_path: Path) -> None:
+    """Nothing is rounded behind a layer without weights that is to be left alone."""
+
+    def body(image: Any) -> Any:
+        return L.Conv2D(4, 1, name="behind")(L.ELU(name="apart")(convolution(image)))
+
+    model = of_images(body)
+    quantized = quantize(model, Quantization(skip=["apart"]), sparse=False)
+    quantized.model(inputs_of(model, 0), training=True)
+    _, floating, _ = exported(quantized, tmp_path)
+
+    reason = "what it reads of apart is in float"
+    assert quantized.left_float == {"apart": "named in `skip`", "behind": reason}
+    assert floating == {"ELU", "CONV_2D"}
+    with pytest.raises(ModelError, match=rf"`strict` is True\. Received: behind: {reason}\."):
+        quantize(model, Quantization(skip=["apart"], strict=True), sparse=False)
+
+
+def test_camera_pixels_are_fed_as_they_are(tmp_path: Path) -> None:
+    """A student that begins with `Rescaling` takes uint8, each step of which is one of a pixel."""
+    model = of_images(lambda x: convolution(L.Rescaling(1 / 127.5, -1.0)(x), activation="relu"))
+    pixels = np.random.default_rng(0).integers(0, 256, [2, 24, *IMAGE], np.uint8)
+    pixels[0, 0, 0, 0] = 0, 128, 255
+    quantized = quantize(model, Quantization(), sparse=False).model
+    quantized(pixels[0].astype(np.float32), training=True)
+
+    path = tmp_path / "student.tflite"
+    settings = Export(input_type="uint8")
+    made = export_model(quantized, path, "int8", settings=settings, quantization_aware=True)
+
+    (given,) = made.inputs
+    assert (given.dtype, given.zero_point) == ("uint8", 0)
+    assert given.scale == pytest.approx(1.0, rel=1e-6)
+    runner = Interpreter(model_path=str(path)).get_signature_runner()
+    found = np.concatenate([runner(image=image[None])["logits"] for image in pixels[1]])
+    (step,) = made.inspection.output_scales.values()
+    assert step is not None
+    simulated, exact = (each(pixels[1].astype(np.float32)).numpy() for each in (quantized, model))
+    assert np.quantile(np.abs(found - simulated), 0.99) <= 2.001 * step
+    assert np.abs(found - exact).max() <= 0.05 * np.ptp(exact)
 
 
 def test_wrappers_in_a_row_are_one_larger_batch() -> None:

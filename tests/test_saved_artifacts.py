@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,25 @@ def test_who_loads_a_file_with_layers_of_the_users_own_is_told(tmp_path: Path) -
     assert exported.method == (
         "float32, nothing quantized; to be loaded with custom_objects for Doubled"
     )
+
+
+class Locked(keras.layers.Layer):
+    """What its config holds, no file can."""
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "lock": threading.Lock()}
+
+
+def test_a_model_that_keras_cannot_save_is_refused(tmp_path: Path) -> None:
+    source = keras.Input([8], name="features")
+    own = keras.Model(source, keras.layers.Dense(2, name="logits")(Locked(name="locked")(source)))
+    message = r"`model` must be one that Keras can save\. Received: .*lock.*Leave keras out of"
+    with pytest.raises(ExportError, match=message):
+        export_model(network(), tmp_path / "a.keras", "keras", to_keras3=lambda model: own)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_layer_that_keras_3_lacks_is_refused_before_training(tmp_path: Path) -> None:

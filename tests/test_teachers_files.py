@@ -412,6 +412,21 @@ def test_a_named_signature_is_run(tmp_path: Path) -> None:
         LiteRT(path, "tripled")
 
 
+def test_batches_of_two_sizes_in_one_file_are_refused(tmp_path: Path) -> None:
+    specs = [tf.TensorSpec([size, FEATURES], tf.float32, name=f"x{size}") for size in (2, 3)]
+    both = tf.function(lambda x2, x3: {"joined": tf.concat([x2, x3], 0)})
+    module = tf.Module()
+    signatures = {"serving_default": both.get_concrete_function(*specs)}
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures=signatures)
+    path = _converted(tmp_path / "a.tflite", tmp_path / "saved")
+    with pytest.raises(
+        ModelError,
+        match=r"a\.tflite` must have the same batch axis in all inputs and outputs\. Received: "
+        r"\[2, 4\], \[3, 4\], \[5, 4\]\. Export it with a batch size of 1",
+    ):
+        LiteRT(path)
+
+
 def test_each_example_is_a_sequence_of_its_own(tmp_path: Path) -> None:
     """The runtime's LSTM keeps its state from one run to the next; Keras' does not."""
     source = LAYERS.Input([6, FEATURES], name="sequence")

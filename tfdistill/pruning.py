@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 
 from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
 from tfdistill.bridge.layer_configs import copy_model
+from tfdistill.bridge.model_graphs import graph_of, leaves_of
 from tfdistill.errors import SettingError, SparsityError
 from tfdistill.readings import find_layer
 from tfdistill.settings import check_training, is_number, settings
@@ -21,6 +23,7 @@ pruning_impl: Any = tfmot_internal("sparsity.keras.pruning_impl")
 PruneLowMagnitude: Any = tfmot_internal("sparsity.keras.pruning_wrapper").PruneLowMagnitude
 
 PATTERNS = ("unstructured", "2:4", "block")
+_DEPTHWISE = (tf_keras.layers.DepthwiseConv1D, tf_keras.layers.DepthwiseConv2D)
 _GROUP = 4  # weights of which the pattern 2:4 leaves two
 
 
@@ -32,6 +35,10 @@ class Pruning:
     https://arxiv.org/abs/1710.01878, eq. 1) during the first `ramp` of the stage's steps; the
     rest of the steps lets the remaining weights recover. The pattern "2:4" has all its zeros
     from the first step on.
+
+    Pruned are the kernels that tfmot knows: of dense layers, convolutions, embeddings, attention
+    and recurrent layers, also inside of `TimeDistributed` and `Bidirectional`. Depthwise kernels
+    are left dense: they hold few of a model's weights, each of which counts.
 
     Args:
         sparsity: Share of zeros in every pruned kernel, in (0, 1). The pattern "2:4" means 0.5.
@@ -153,15 +160,18 @@ def _why_dense(layer: Any, pruning: Pruning) -> str:
     kind, kernels = type(layer).__name__, prunable_weights(layer)
     if layer.name in pruning.skip:
         return "named in `skip`"
-    if not kernels:
-        return f"{kind} has no kernel that tfmot prunes"
     if not layer.trainable:
         return "frozen: `trainable` is False"
+    if isinstance(layer, _DEPTHWISE):
+        return "depthwise kernels hold few of a model's weights, each of which counts"
+    if not kernels:
+        return f"{kind} has no kernel that tfmot prunes"
     if pruning.pattern != "unstructured":
         if any(len(kernel.shape) not in (2, 4) for kernel in kernels):
             return f"the pattern {pruning.pattern!r} is for kernels of rank 2 and 4"
-        if isinstance(layer, tf_keras.layers.Conv2DTranspose):
-            return f"the last axis of a {kind} kernel is its inputs, not its outputs"
+        for each in (layer, *_inside(layer)):
+            if isinstance(each, tf_keras.layers.Conv2DTranspose):
+                return "the last axis of a Conv2DTranspose kernel is its inputs, not its outputs"
     if pruning.pattern == "2:4" and any(kernel.shape[-2] < _GROUP for kernel in kernels):
         return "fewer than four input channels hold no group of four"
     if any(_wanted(_pruned(kernel, pruning), pruning) < 1 for kernel in kernels):
@@ -171,7 +181,13 @@ def _why_dense(layer: Any, pruning: Pruning) -> str:
 
 
 def prunable_weights(layer: Any) -> list[Any]:
-    """The kernels of a layer that tfmot can prune; none for a layer that it does not know."""
+    """The kernels of a layer that tfmot can prune; none for a layer that it does not know.
+
+    Of a wrapper, those of the layers inside that are trained.
+    """
+    inside = _inside(layer)
+    if inside:
+        return [k for each in inside if each.trainable for k in prunable_weights(each)]
     registry = prune_registry.PruneRegistry
     if not registry.supports(layer):
         return []
@@ -181,6 +197,35 @@ def prunable_weights(layer: Any) -> list[Any]:
     finally:
         if not had:  # make_prunable marks the layer; the user's model stays as it is
             del layer.get_prunable_weights
+
+
+def _inside(layer: Any) -> list[Any]:
+    """What a wrapper of Keras' own runs; nothing for another layer."""
+    if type(layer) is tf_keras.layers.Bidirectional:
+        return [layer.forward_layer, layer.backward_layer]
+    if type(layer) is not tf_keras.layers.TimeDistributed:
+        return []
+    model = graph_of(layer.layer)
+    return [leaf.layer for leaf in leaves_of(model)] if model is not None else [layer.layer]
+
+
+class _Prune(PruneLowMagnitude):
+    """tfmot's wrapper, also for layers that read or hand on masks, or run others."""
+
+    def __init__(self, layer: Any, **options: Any) -> None:
+        if _inside(layer):
+            layer.get_prunable_weights = lambda: prunable_weights(layer)
+        super().__init__(layer, **options)
+
+    def call(self, inputs: Any, training: Any = None, mask: Any = None, **kwargs: Any) -> Any:
+        """As tfmot's, which gives a mask to layers that do not take one."""
+        if "mask" in inspect.signature(self.layer.call).parameters:
+            kwargs["mask"] = mask
+        return super().call(inputs, training=training, **kwargs)
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        """The layer's; tfmot's wrapper hands none on."""
+        return self.layer.compute_mask(inputs, mask) if self.layer.supports_masking else None
 
 
 class _BlockPruning(pruning_impl.Pruning):
@@ -207,7 +252,7 @@ class _BlockPruning(pruning_impl.Pruning):
         return threshold, tf.reshape(mask[:rows, :columns], weights.shape)
 
 
-class _PruneBlocks(PruneLowMagnitude):
+class _PruneBlocks(_Prune):
     block_size: Any
 
     def build(self, input_shape: Any) -> None:
@@ -245,7 +290,7 @@ def wrap_for_pruning(model: Any, pruning: Pruning, plan: PruningPlan, steps: int
         frequency=frequency,
     )
     options: dict[str, Any] = {"pruning_schedule": schedule}
-    wrapper = PruneLowMagnitude
+    wrapper = _Prune
     if pruning.pattern == "2:4":
         options["sparsity_m_by_n"] = (2, 4)
     elif pruning.pattern == "block":

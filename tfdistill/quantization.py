@@ -12,17 +12,20 @@ from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
 from tfdistill.bridge.layer_table import all_in
 from tfdistill.bridge.own_layers import KerasOperation
 from tfdistill.errors import ModelError, SettingError
+from tfdistill.litert.flatbuffer import FAKE_QUANTIZED
 from tfdistill.pruning import layer_names, prunable_weights
 from tfdistill.quantizers import (
+    PASSING_ON,
     FloatConfig,
     KernelQuantizer,
     RangeQuantizer,
     join_ranges,
+    own_ranges,
     without_wrapper,
 )
 from tfdistill.readings import find_layer
 from tfdistill.rewrites import Rewritten, rewrite
-from tfdistill.rewrites.attention import has_mask
+from tfdistill.rewrites.masks import can_be_wrapped
 from tfdistill.settings import check_training, settings
 
 _QUANTIZATION = "quantization.keras"
@@ -57,10 +60,10 @@ _OUTPUT_ONLY = (
 _OUTPUT_ONLY_ACTIVATIONS = ("gelu", "hard_silu", "leaky_relu", "silu", "swish")
 # What gives on values as they come; in training `StochasticDepth` leaves some out.
 _NO_ARITHMETIC = (
-    *("ExamplesAsSteps", "Masked", "NotZero", "Sequence", "Step", "StepsAsExamples"),
+    *("ExamplesAsSteps", "MaskOf", "Masked", "NotZero", "Sequence", "Step", "StepsAsExamples"),
     *("StochasticDepth", "Unmasked", "Zeros"),
 )
-_GATES = ("GRUGates", "LSTMCell", "LSTMGates", "SimpleGates")
+_GATES = ("GRUGates", "Kept", "LSTMCell", "LSTMGates", "SimpleGates")
 _OF_GATES = "its gates compute in float; its products are in 8 bits"
 _MOVING = ("Copy", "ExpandDims", "Flip", "GetItem", "Reshape", "Squeeze", "Transpose")
 _RECURRENT = (tf_keras.layers.RNN, tf_keras.layers.Bidirectional)
@@ -127,9 +130,10 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
 
     def apply(self, model: Any, layer_quantize_map: Any) -> Any:
         for layer in model.layers:
-            followers = {node.outbound_layer.name for node in layer._outbound_nodes}
+            followers = [node.outbound_layer for node in layer._outbound_nodes]
             if isinstance(layer, tf_keras.layers.InputLayer) and (
-                followers <= self._skip or not tf.as_dtype(layer.dtype).is_floating
+                all(each.name in self._skip or _compares(each) for each in followers)
+                or not tf.as_dtype(layer.dtype).is_floating
             ):
                 layer_quantize_map.pop(layer.name, None)  # they are to read it as it is
         model, decided = super().apply(model, layer_quantize_map)
@@ -142,7 +146,8 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
             if "quantize_config" in decided.get(layer.name, ()):
                 config = decided[layer.name]["quantize_config"]
                 decided[layer.name]["quantize_config"] = _with_range_quantizers(
-                    self._config(layer, config, is_output=layer.name in outputs)
+                    self._config(layer, config, is_output=layer.name in outputs),
+                    called_again=len(layer._inbound_nodes) > 1,
                 )
         return model, decided
 
@@ -197,6 +202,11 @@ class _Layout(layout.Default8BitQuantizeLayoutTransform):
         return config
 
 
+def _compares(layer: Any) -> bool:
+    """Whether it looks for a number that would be rounded to another; 0 stays 0."""
+    return isinstance(layer, tf_keras.layers.Masking) and layer.mask_value != 0
+
+
 def _moves_values(layer: Any) -> bool:
     """Whether an operation of Keras 3 computes nothing."""
     if not isinstance(layer, KerasOperation):
@@ -236,12 +246,14 @@ class _Scheme(tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme):
         return self._transform
 
 
-def _with_range_quantizers(config: Any) -> Any:
+def _with_range_quantizers(config: Any, *, called_again: bool) -> Any:
     """The same, with our quantizer for outputs wherever it has tfmot's."""
     if hasattr(config, "activation_quantizer"):
-        config.activation_quantizer = RangeQuantizer()
+        config.activation_quantizer = RangeQuantizer(called_again=called_again)
     wanted = config.get_output_quantizers
-    config.get_output_quantizers = lambda layer: [RangeQuantizer() for _ in wanted(layer)]
+    config.get_output_quantizers = lambda layer: [
+        RangeQuantizer(called_again=called_again) for _ in wanted(layer)
+    ]
     return config
 
 
@@ -292,10 +304,12 @@ def quantize(model: Any, quantization: Quantization, *, sparse: bool) -> Quantiz
             hint="Replace that layer, or leave the stage out: int8 is then calibrated after "
             "training.",
         ) from error
-    _synchronize_as_before(model, quantized)
+    _restore(model, quantized)
     join_ranges(quantized)
     left_float = {**_without_quantizer(quantized), **left_float}
     by_layer = {rewritten.origins.get(name, name): why for name, why in left_float.items()}
+    for name, why in _behind_floats(quantized, left_float).items():
+        by_layer.setdefault(rewritten.origins.get(name, name), why)
     unasked = [f"{n}: {why}" for n, why in by_layer.items() if n not in quantization.skip]
     if quantization.strict and unasked:
         raise ModelError(
@@ -318,7 +332,7 @@ def _quantized(
 
     def annotate(layer: Any) -> Any:
         copy = type(layer).from_config(layer.get_config())
-        if _can_be_wrapped(layer):
+        if can_be_wrapped(layer):
             return tfmot.quantization.keras.quantize_annotate_layer(copy)
         kind = type(layer).__name__
         if kind in _NO_ARITHMETIC:
@@ -337,29 +351,18 @@ def _quantized(
     return quantized, transform.left_float
 
 
-def _synchronize_as_before(model: Any, quantized: Any) -> None:
-    """Makes BatchNormalization synchronized again: its config, which tfmot clones, forgets it."""
-    normalization = tf_keras.layers.BatchNormalization
-    before = {layer.name for layer in model.layers if getattr(layer, "synchronized", False)}
+def _restore(model: Any, quantized: Any) -> None:
+    """Sets what the configs of layers, which tfmot clones, forget."""
+    before = {layer.name: layer for layer in model.layers}
     for layer in quantized.layers:
         inner = without_wrapper(layer)
-        if isinstance(inner, normalization) and inner.name in before:
+        origin = before.get(inner.name)
+        if type(origin) is not type(inner):
+            continue
+        if isinstance(inner, tf_keras.layers.Bidirectional) and inner.trainable:
+            inner.backward_layer.trainable = origin.backward_layer.trainable
+        if isinstance(inner, tf_keras.layers.BatchNormalization) and origin.synchronized:
             inner.synchronized, inner.fused = True, False
-
-
-def _can_be_wrapped(layer: Any) -> bool:
-    """Whether it takes one argument and gives one tensor, without masks; else tfmot cannot."""
-    if isinstance(layer, tf_keras.layers.TimeDistributed):
-        return False  # the config of one that is built has the shape of a step
-    return all(
-        len(node.call_args) == 1
-        and not node.call_kwargs
-        and not isinstance(node.outputs, list | tuple | dict)
-        and tf_keras.backend.is_keras_tensor(node.outputs)
-        and node.outputs.dtype.is_floating
-        and not any(map(has_mask, [*node.keras_inputs, node.outputs]))
-        for node in layer._inbound_nodes
-    )
 
 
 def _without_quantizer(model: Any) -> dict[str, str]:
@@ -374,6 +377,30 @@ def _without_quantizer(model: Any) -> dict[str, str]:
         if not any(f"{attribute}_min" in name for name in names):
             missing[inner.name] = "its kernel has no quantizer"
     return missing
+
+
+def _behind_floats(model: Any, left_float: Mapping[str, str]) -> dict[str, str]:
+    """Layers that compute in float because what they read is not rounded, found in the model."""
+    behind: dict[str, str] = {}
+    floats: set[str] = set()  # layers that give such values
+    for layer in model.layers:  # each after what it reads
+        inner = without_wrapper(layer)
+        origins = tf.nest.flatten([node.inbound_layers for node in layer._inbound_nodes])
+        reads = [origin.name for origin in origins if origin.name in floats]
+        if reads and inner.name not in left_float and not _only_moves(inner):
+            names = ", ".join(dict.fromkeys(name.removeprefix(FAKE_QUANTIZED) for name in reads))
+            behind[inner.name] = f"what it reads of {names} is in float"
+        merged = layer is not inner and type(inner) in _KERNEL_LAYERS  # with what follows
+        if not own_ranges(layer) and not merged and (reads or inner.name in left_float):
+            floats.add(layer.name)
+    return behind
+
+
+def _only_moves(layer: Any) -> bool:
+    """Whether a layer computes nothing."""
+    kind = type(layer).__name__
+    moves = kind in PASSING_ON and "Pooling" not in kind
+    return moves or kind in (*_NO_ARITHMETIC, "Hidden") or _moves_values(layer)
 
 
 def quantized_kernels(

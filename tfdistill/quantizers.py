@@ -25,7 +25,7 @@ _Wrapper: Any = tfmot_internal("quantization.keras.quantize_wrapper").QuantizeWr
 # with several, its converter takes one of them and clips to it.
 _ONE_RANGE_FOR_ALL = ("AveragePooling1D", "AveragePooling2D", "Concatenate", "Maximum", "Minimum")
 # Layers without a quantizer that give on values as they come: their output has their input's.
-_PASSING_ON = (
+PASSING_ON = (
     "Concatenate",
     "Cropping1D",
     "Cropping2D",
@@ -119,10 +119,13 @@ class RangeQuantizer(_Quantizer):
 
     Args:
         all_seen: Whether to keep the extremes instead of the average.
+        called_again: Whether the layer is called several times. The range then holds what each
+            call gives: the first step of a recurrent layer gives zeros, or next to nothing.
     """
 
-    def __init__(self, *, all_seen: bool = False) -> None:
+    def __init__(self, *, all_seen: bool = False, called_again: bool = False) -> None:
         self._all_seen = all_seen
+        self._called_again = called_again
         # By the range's variable: before and after an activation one quantizer has two ranges.
         self.joined: dict[Any, Sequence[Range]] = {}
 
@@ -144,6 +147,10 @@ class RangeQuantizer(_Quantizer):
             else:
                 known = tf.logical_or(tf.not_equal(low, -_UNKNOWN), tf.not_equal(high, _UNKNOWN))
                 decay = tf.where(known, _DECAY, 0.0)
+                if self._called_again:
+                    smallest = tf.minimum(smallest, decay * low + (1.0 - decay) * smallest)
+                    largest = tf.maximum(largest, decay * high + (1.0 - decay) * largest)
+                    decay = 0.0
             average = tf.__internal__.train.assign_moving_average  # the mean over all replicas
             low = average(low, smallest, decay, zero_debias=False)
             high = average(high, largest, decay, zero_debias=False)
@@ -153,7 +160,7 @@ class RangeQuantizer(_Quantizer):
 
     def get_config(self) -> dict[str, Any]:
         """As tfmot asks for it."""
-        return {"all_seen": self._all_seen}
+        return {"all_seen": self._all_seen, "called_again": self._called_again}
 
 
 class _KeepZeros(_Quantizer):
@@ -221,20 +228,20 @@ def join_ranges(model: Any) -> None:
         if isinstance(layer, _InputQuantizer):
             layer.quantizer = RangeQuantizer(all_seen=True)
         if type(without_wrapper(layer)).__name__ in _ONE_RANGE_FOR_ALL:
-            _join([*_ranges_before(layer), *_own_ranges(layer)])
+            _join([*_ranges_before(layer), *own_ranges(layer)])
 
 
 def _ranges_before(layer: Any) -> list[Range]:
     """The ranges of what a layer reads, through layers that only pass it on."""
     ranges: list[Range] = []
     for origin in tf.nest.flatten([node.inbound_layers for node in layer._inbound_nodes]):
-        own = _own_ranges(origin)
-        passes_on = type(without_wrapper(origin)).__name__ in _PASSING_ON
+        own = own_ranges(origin)
+        passes_on = type(without_wrapper(origin)).__name__ in PASSING_ON
         ranges += own if own or not passes_on else _ranges_before(origin)
     return ranges
 
 
-def _own_ranges(layer: Any) -> list[Range]:
+def own_ranges(layer: Any) -> list[Range]:
     """The range of a layer's output, if it is rounded to one."""
     if isinstance(layer, _InputQuantizer):
         return [(layer.quantizer, layer.quantizer_vars)]

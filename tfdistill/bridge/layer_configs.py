@@ -155,9 +155,13 @@ def clone_tf_keras_layer(layer: Any, name: str, custom: CustomObjects) -> Any:
         config.update({"fused": False} if layer.fused is False else {})
     try:
         with tf_keras.utils.custom_object_scope({**registered_objects(tf_keras), **custom}):
-            return type(layer).from_config(config)
+            made = type(layer).from_config(config)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise NoCounterpartError(f"it cannot be made from its config: {error}") from error
+    if isinstance(layer, tf_keras.layers.Bidirectional):
+        # Its config has the backward layer only where the user gave one.
+        made.backward_layer.trainable = layer.backward_layer.trainable
+    return made
 
 
 def _config(layer: Any) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -77,7 +78,9 @@ def _load(
     if is_keras3 or zipfile.is_zipfile(path):
         arguments["safe_mode"] = safe_mode  # tf_keras takes it for `.keras` files only
     try:
-        model = (keras if is_keras3 else tf_keras).models.load_model(str(path), **arguments)
+        source = None if is_keras3 else _with_plain_numbers(path)
+        loader = (keras if is_keras3 else tf_keras).models
+        model = loader.load_model(str(path) if source is None else source, **arguments)
     except Exception as error:
         raise ModelError(
             "`path` must be a model that Keras can load.",
@@ -108,6 +111,35 @@ def _hdf5_configs(path: Path) -> tuple[str, list[Any]]:
     if not texts["model_config"]:
         raise _not_a_model(path, "it holds weights and no model; build it, then load_weights")
     return texts["keras_version"] or "2", [json.loads(texts["model_config"])]
+
+
+def _with_plain_numbers(path: Path) -> Any:
+    """An HDF5 file, open in memory, whose config tf_keras can read; None where it is one already.
+
+    Keras 2.2 wrote NumPy's numbers, such as the 6 of MobileNet's ReLU, as
+    `{"type": "ndarray", "value": 6}`.
+    """
+    if path.is_dir() or not h5py.is_hdf5(path):
+        return None
+    _, (config,) = _hdf5_configs(path)
+    arrays = [each for each in _dictionaries(config) if _is_array(each)]
+    if not arrays:
+        return None
+    file = h5py.File(io.BytesIO(path.read_bytes()), "r+")
+    file.attrs["model_config"] = json.dumps(_plain(config))
+    return file
+
+
+def _is_array(config: Any) -> bool:
+    return isinstance(config, dict) and config.get("type") == "ndarray" and "value" in config
+
+
+def _plain(config: Any) -> Any:
+    if _is_array(config):
+        return config["value"]
+    if isinstance(config, dict):
+        return {key: _plain(value) for key, value in config.items()}
+    return [*map(_plain, config)] if isinstance(config, list) else config
 
 
 def _saved_model_configs(path: Path) -> list[Any]:

@@ -1,12 +1,10 @@
-"""Attention, and masks, rewritten into layers with one or several plain inputs.
+"""Attention, rewritten into layers with one or several plain inputs.
 
-A `MultiHeadAttention` layer holds six products; tfmot can quantize none of them. And what
-tensors carry as Keras masks, tfmot's wrapper cannot hand on. Here both are written out.
+A `MultiHeadAttention` layer holds six products; tfmot can quantize none of them.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,17 +12,11 @@ from typing import Any
 import numpy as np
 
 from tfdistill._keras import tf, tf_keras
-from tfdistill.bridge.own_layers import KerasOperation
 
 _layers = tf_keras.layers
 _Layer: Any = _layers.Layer
 _registered = tf_keras.saving.register_keras_serializable(package="tfdistill")
 
-# Keras gives what these make of masked tensors all of the masks at once.
-_HANDING_ON = (
-    *("Dense", "LayerNormalization", "Activation", "ReLU", "LeakyReLU", "ELU", "Dropout"),
-    *("Add", "Multiply", "Subtract", "Average", "Maximum", "Minimum", "Identity", "Rescaling"),
-)
 _MASKED = -1e9  # what Keras adds to the scores of what must not be attended to
 
 
@@ -106,132 +98,6 @@ class LayerNormalization(_layers.LayerNormalization):  # type: ignore[name-defin
         if self.scale:
             normalized *= self.gamma
         return normalized + self.beta if self.center else normalized
-
-
-@_registered
-class MaskedMean(_Layer):
-    """The mean over time, `[batch, time, channels]` to `[batch, channels]`, where a mask is 1.
-
-    Args:
-        keepdims: Whether to keep a time axis of one.
-    """
-
-    def __init__(self, *, keepdims: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.keepdims = keepdims
-
-    def call(self, inputs: Any) -> Any:
-        """`inputs` are the values, and the mask `[batch, time]`."""
-        values, mask = inputs
-        weights = tf.cast(mask, values.dtype)[:, :, None]
-        total = tf.reduce_sum(values * weights, axis=1, keepdims=self.keepdims)
-        return total / tf.reduce_sum(weights, axis=1, keepdims=self.keepdims)
-
-    def get_config(self) -> dict[str, Any]:
-        """As Keras asks for it."""
-        return {**super().get_config(), "keepdims": self.keepdims}
-
-
-@_registered
-class Masked(_Layer):
-    """Values with the mask of the numbers that they were looked up by, for Keras to hand on."""
-
-    def call(self, inputs: Any) -> Any:
-        """`inputs` are the values and the numbers."""
-        return tf.identity(inputs[0])
-
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        """As that of an Embedding with `mask_zero`."""
-        return tf.not_equal(inputs[1], 0)
-
-
-@_registered
-class Unmasked(_Layer):
-    """Values without the mask that Keras hands on with them, for what would only drop it."""
-
-    def call(self, inputs: Any) -> Any:
-        """`inputs` are the values."""
-        return tf.identity(inputs)
-
-
-@_registered
-class NotZero(_Layer):
-    """1 where whole numbers are not 0, else 0: the mask of an Embedding with `mask_zero`."""
-
-    def call(self, inputs: Any) -> Any:
-        """`inputs` are the numbers."""
-        return tf.cast(tf.not_equal(inputs, 0), tf.float32)
-
-
-class Masks:
-    """The masks that tensors carry, as tensors of the graph.
-
-    Args:
-        model: The model to rewrite.
-        skip: Names of layers to leave as they are.
-
-    Attributes:
-        written_out: Whether all that read a mask is known; else the masks stay where Keras
-            keeps them.
-    """
-
-    def __init__(self, model: Any, skip: frozenset[str]) -> None:
-        readers = [layer for layer in model.layers if any(map(has_mask, _inputs(layer)))]
-        self.written_out = all(_reads_a_known_mask(layer, skip) for layer in readers) and not any(
-            map(has_mask, model.outputs)
-        )
-        self._masks: dict[int, tuple[Any, Any]] = {}
-
-    def of(self, value: Any) -> Any:
-        """The mask of a tensor, `[batch, time]`, None without one."""
-        return self._masks.get(id(value), (None, None))[1]
-
-    def of_embedding(self, graph: Any, layer: Any, numbers: Any) -> Any:
-        """What an Embedding with `mask_zero` gives."""
-        embedded = graph.clone(layer, mask_zero=False)(numbers)
-        self._keep(embedded, graph.part(layer, "mask", lambda n: NotZero(name=n))(numbers))
-        return embedded
-
-    def hand_on(self, graph: Any, layer: Any, values: Sequence[Any], result: Any) -> Any:
-        """The layer's result, with the mask that Keras would give it."""
-        masks = {id(self.of(value)): self.of(value) for value in values}
-        found = [mask for mask in masks.values() if mask is not None]
-        if found and has_mask(layer.get_output_at(0)):
-            mask = found[0]
-            if len(found) > 1:
-                mask = graph.part(layer, "mask", lambda n: _layers.Multiply(name=n))(found)
-            self._keep(result, mask)
-        return result
-
-    def _keep(self, value: Any, mask: Any) -> None:
-        self._masks[id(value)] = value, mask  # with the value, so that its id stays its own
-
-
-def has_mask(tensor: Any) -> bool:
-    """Whether Keras hands a mask on with the tensor."""
-    return getattr(tensor, "_keras_mask", None) is not None
-
-
-def _inputs(layer: Any) -> list[Any]:
-    return [tensor for node in layer._inbound_nodes for tensor in node.keras_inputs]
-
-
-def _reads_a_known_mask(layer: Any, skip: frozenset[str]) -> bool:
-    """Whether what a layer does with a mask is known here: hand it on, drop it, or use it."""
-    kind = type(layer).__name__
-    if isinstance(layer, KerasOperation):
-        return True  # it drops it
-    if type(layer) is not getattr(_layers, kind, None):
-        return False
-    if kind in ("MultiHeadAttention", "GlobalAveragePooling1D"):
-        if layer.name in skip or len(layer._inbound_nodes) > 1:
-            return False
-        (node,) = layer._inbound_nodes
-        given = inspect.signature(layer.call).bind(*node.call_args, **node.call_kwargs)
-        return kind != "MultiHeadAttention" or can_be_rewritten(layer, given.arguments)
-    if "mask" in inspect.signature(layer.call).parameters:
-        return False
-    return kind in _HANDING_ON or not has_mask(layer.get_output_at(0))
 
 
 def rewritten_attention(

@@ -73,7 +73,9 @@ class GraphBuilder:
                 whole += "_"
             self._taken.add(whole)
             made = make(whole)
-            made.trainable = layer.trainable if trainable is None else trainable
+            wanted = layer.trainable if trainable is None else trainable
+            if made.trainable != wanted:  # it would be set in all that is inside, too
+                made.trainable = wanted
             self._made[key] = made
             self.origins[whole] = layer.name
             if weights:

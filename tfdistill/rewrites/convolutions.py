@@ -9,8 +9,8 @@ import numpy as np
 
 from tfdistill._keras import tf_keras
 from tfdistill.bridge.config_values import hard_sigmoid
-from tfdistill.rewrites.attention import MaskedMean, Masks
 from tfdistill.rewrites.builder import GraphBuilder, Image, image_of, like, shape_of
+from tfdistill.rewrites.masks import MaskedMean, Masks
 from tfdistill.rewrites.operations import activation_of
 
 _layers = tf_keras.layers
@@ -21,9 +21,9 @@ _FUSED_ACTIVATIONS = ("linear", "relu")  # those that tfmot and LiteRT keep with
 class Convolutions:
     """Says for each such layer what stands in its place; None for the layer itself."""
 
-    def __init__(self, model: Any, skip: frozenset[str]) -> None:
+    def __init__(self, model: Any) -> None:
         self.graph = GraphBuilder(model)
-        self._masks = Masks(model, skip)
+        self._masks = Masks()
 
     # What a kernel is followed by
 

@@ -79,6 +79,16 @@ class Hidden(_Layer):
         return tf.identity(inputs)
 
 
+@_registered
+class Kept(_Layer):
+    """The new state where a step's mask is 1, else the old one."""
+
+    def call(self, inputs: Any) -> Any:
+        """`inputs` are the two states, `[batch, units]`, and the step's mask, `[batch]`."""
+        new, old, mask = inputs
+        return tf.where(mask[:, None] > 0, new, old)
+
+
 class _Gates(_Layer):
     """What a recurrent layer does with its two products.
 
@@ -166,13 +176,16 @@ def can_be_written_out(layer: Any, tensor: Any) -> bool:
     )
 
 
-def written_out(part: Callable[..., Any], layer: Any, tensor: Any, *, turned: bool = False) -> Any:
+def written_out(
+    part: Callable[..., Any], layer: Any, tensor: Any, mask: Any = None, *, turned: bool = False
+) -> Any:
     """A recurrent layer, step by step.
 
     Args:
         part: Makes a part of it, see `GraphBuilder.part`, given its name.
         layer: One that `can_be_written_out`.
         tensor: `[batch, time, channels]`.
+        mask: 1 where a step is to be read, `[batch, time]`; None without one.
         turned: Whether to give all hidden states in the other order.
 
     Returns:
@@ -203,45 +216,61 @@ def written_out(part: Callable[..., Any], layer: Any, tensor: Any, *, turned: bo
     functions = (layer.activation, getattr(layer, "recurrent_activation", "sigmoid"))
     gates = part("gates", lambda n: GATES[type(layer)](*functions, name=n))
     cells = part("cell", lambda n: LSTMCell(*functions, name=n))
+    kept = part("kept", lambda n: Kept(name=n))
+    zeros = part("zeros", lambda n: Zeros(layer.units, name=n))
     order = range(tensor.shape[1])
-    hidden = cell = None
+    hidden = cell = zero = None
     states = []
     for index in reversed(order) if layer.go_backwards else order:
         step = part(f"step_{index}", lambda n, i=index: Step(i, name=n))(of_input)
         if hidden is None:
-            zeros = part("zeros", lambda n: Zeros(layer.units, name=n))
             cell = zeros(step)
-            hidden = rounded(cell)
-        given = [step, of_hidden(hidden)]
+            hidden = zero = rounded(cell)
+        before, given = (hidden, cell), [step, of_hidden(hidden)]
         if isinstance(layer, _layers.LSTM):
             cell = cells([*given, cell])
             hidden = gates([*given, cell])
         else:
             hidden = gates([*given, hidden] if isinstance(layer, _layers.GRU) else given)
+        if mask is None:
+            hidden = rounded(hidden)
+            states.append(hidden)
+            continue
+        read = part(f"mask_{index}", lambda n, i=index: Step(i, name=n))(mask)
+        hidden, cell = (
+            new if new is old else kept([new, old, read])
+            for new, old in zip((hidden, cell), before, strict=True)
+        )
         hidden = rounded(hidden)
-        states.append(hidden)
+        zeroed = layer.zero_output_for_mask
+        states.append(rounded(kept([hidden, zero, read])) if zeroed else hidden)
     if not layer.return_sequences:
-        return hidden
+        return states[-1]
     ordered = states[::-1] if turned else states
     return part("states", lambda n: Sequence(name=n))(ordered)
 
 
-def written_out_both_ways(graph: Any, layer: Any, tensor: Any) -> list[Any]:
+def written_out_both_ways(graph: Any, layer: Any, tensor: Any, mask: Any = None) -> list[Any]:
     """The two recurrent layers of a Bidirectional one, step by step, in the order of time.
 
     Args:
         graph: What the parts are made in, see `builder`.
         layer: One whose two layers `can_be_written_out`.
         tensor: `[batch, time, channels]`.
+        mask: As for `written_out`.
 
     Returns:
         What `written_out` gives of the forward and of the backward layer.
     """
 
     def written(way: str) -> Any:
-        def part(name: str, *made: Any) -> Any:
-            return graph.part(layer, f"{way}/{name}" if name else way, *made)
+        inner = getattr(layer, f"{way}_layer")
+        trainable = layer.trainable and inner.trainable
 
-        return written_out(part, getattr(layer, f"{way}_layer"), tensor, turned=way == "backward")
+        def part(name: str, *made: Any) -> Any:
+            name = f"{way}/{name}" if name else way
+            return graph.part(layer, name, *made, trainable=trainable)
+
+        return written_out(part, inner, tensor, mask, turned=way == "backward")
 
     return [written("forward"), written("backward")]

@@ -23,16 +23,15 @@ from tfdistill.bridge.equality import check_outputs
 from tfdistill.bridge.model_graphs import graph_or_raise
 from tfdistill.rewrites.attention import (
     LayerNormalization,
-    Masked,
-    Unmasked,
     can_be_rewritten,
-    has_mask,
     rewritten_attention,
 )
 from tfdistill.rewrites.builder import Image, has_channels, image_of, like, shape_of
 from tfdistill.rewrites.convolutions import Convolutions
+from tfdistill.rewrites.masks import Unmasked, can_be_wrapped, has_mask, reads_masks
 from tfdistill.rewrites.operations import activation_of, with_layers
 from tfdistill.rewrites.recurrent import (
+    Hidden,
     can_be_written_out,
     written_out,
     written_out_both_ways,
@@ -41,7 +40,12 @@ from tfdistill.rewrites.wrappers import without_wrappers
 
 _layers = tf_keras.layers
 
-_RECURRENT = (_layers.RNN, _layers.Bidirectional)
+_LOOPS = (_layers.RNN, _layers.Bidirectional)
+# Layers that make or read masks, rewritten into what has them as tensors.
+_MASKS_WRITTEN_OUT = (
+    *("Bidirectional", "Embedding", "GRU", "GlobalAveragePooling1D", "LSTM"),
+    *("MultiHeadAttention", "SimpleRNN"),
+)
 _MERGES = {"Add": "Add", "Average": "Add", "Multiply": "Multiply"}  # and what two of them are
 _BOTH_WAYS = {  # how Bidirectional names what joins its two layers; an average is half a sum
     "concat": _layers.Concatenate,
@@ -102,8 +106,9 @@ class _Rewriter(Convolutions):
     """Says for each layer what stands in its place."""
 
     def __init__(self, model: Any, skip: frozenset[str]) -> None:
-        super().__init__(model, skip)
+        super().__init__(model)
         self._skip = skip
+        self._outputs = {tensor._keras_history.layer.name for tensor in model.outputs}
         nodes = graph_or_raise(model)._network_nodes
         self._calls = {
             layer.name: [n for i, n in enumerate(layer._inbound_nodes) if _key(layer, i) in nodes]
@@ -124,16 +129,12 @@ class _Rewriter(Convolutions):
         kind = type(layer).__name__
         # An exact class: what a subclass computes is not known.
         known = type(layer) in _APPLICATIONS or type(layer) is getattr(_layers, kind, None)
-        if known and _drops_masks(layer):
-            args, kwargs = tf.nest.map_structure(lambda v: self._unmasked(layer, v), (args, kwargs))
-            values = [*tf.nest.flatten(args), *tf.nest.flatten(kwargs)]
-        masked = any(map(has_mask, values))
         # tfmot would split these itself, under names that may be taken.
         split = isinstance(layer, _layers.SeparableConv1D | _layers.SeparableConv2D)
         # What it adds to the loss is of its own output.
         regularized = getattr(layer, "activity_regularizer", None) is not None
         kept = layer.name in self._skip or regularized
-        if (kept and not split) or masked or not known:
+        if (kept and not split) or not known or self._leaves_masks_to_keras(layer):
             result = self._as_it_is(layer, args, kwargs)
         elif isinstance(layer, _layers.MultiHeadAttention):
             result = self._attention(layer, args, kwargs)
@@ -148,26 +149,55 @@ class _Rewriter(Convolutions):
                 result = self._as_it_is(layer, args, kwargs)
         return self._masks.hand_on(self.graph, layer, values, result)
 
-    def _unmasked(self, layer: Any, value: Any) -> Any:
-        if not has_mask(value):
-            return value
-        return self.graph.part(layer, "unmasked", lambda n: Unmasked(name=n))(value)
+    def _leaves_masks_to_keras(self, layer: Any) -> bool:
+        """Whether a layer reads or hands on masks in a way that is not written out here."""
+        masked = [
+            [has_mask(tensor) for tensor in tf.nest.flatten((node.keras_inputs, node.outputs))]
+            for node in self._calls[layer.name]
+        ]
+        if not any(map(any, masked)):
+            return False
+        alike = all(each == masked[0] for each in masked)
+        known = type(layer).__name__ in _MASKS_WRITTEN_OUT and alike
+        return self._gives_its_mask_away(layer) or (reads_masks(layer) and not known)
+
+    def _gives_its_mask_away(self, layer: Any) -> bool:
+        """Whether who calls the model is to have a mask with what the layer gives."""
+        return layer.name in self._outputs and has_mask(layer.get_output_at(0))
 
     def _as_it_is(self, layer: Any, args: Any, kwargs: Any) -> Any:
-        args, kwargs = tf.nest.map_structure(
-            lambda value: self.graph.tensor(layer, value), (args, kwargs)
-        )
-        result = self.graph.clone(layer)(*args, **kwargs)
-        if isinstance(layer, _RECURRENT) and self._is_inside(layer, result):
-            # The converter cannot quantize what a loop gives, and what reads it would be in float.
-            result = self._affine(layer, "values", result, scale=1.0)
-        return result
+        keras_masks = reads_masks(layer) or self._gives_its_mask_away(layer)
 
-    def _is_inside(self, layer: Any, result: Any) -> bool:
-        """Whether a layer gives one tensor without a mask, which is no output of the model."""
-        outputs = {tensor._keras_history.layer.name for tensor in self.graph.model.outputs}
-        single = not isinstance(result, list | tuple) and has_channels(result)
-        return single and not has_mask(result) and layer.name not in outputs
+        def given(value: Any) -> Any:
+            if keras_masks:
+                return self._masks.given_to_keras(self.graph, layer, value)
+            return self.graph.tensor(layer, value)
+
+        args, kwargs = tf.nest.map_structure(given, (args, kwargs))
+        clone = self.graph.clone(layer)
+        result = clone(*args, **kwargs)
+        alone = isinstance(layer, _LOOPS) or not can_be_wrapped(clone)
+        values = []
+        for place, tensor in enumerate(tf.nest.flatten(result)):
+            value = tensor
+            if layer.name not in self._outputs:
+                if has_mask(tensor):
+                    value = self.graph.part(layer, "unmasked", lambda n: Unmasked(name=n))(value)
+                if alone and tensor.dtype.is_floating:
+                    value = self._rounded(layer, f"values_{place}" if place else "values", value)
+            if has_mask(tensor):
+                self._masks.take_from_keras(self.graph, layer, tensor, value)
+            values.append(value)
+        return tf.nest.pack_sequence_as(result, values)
+
+    def _rounded(self, layer: Any, name: str, value: Any) -> Any:
+        """What a layer gives that tfmot cannot wrap, as what a layer gives that it can."""
+        if has_channels(value):
+            # The converter cannot quantize what a loop gives, but what a convolution gives.
+            return self._affine(layer, name, value, scale=1.0)
+        if isinstance(layer, _LOOPS):
+            return value
+        return self.graph.part(layer, name, lambda n: Hidden(name=n))(value)
 
     def _pointwise(self, layer: Any, values: Any) -> Any:
         """Runs on images where all that it reads is at hand as such."""
@@ -274,11 +304,7 @@ class _Rewriter(Convolutions):
     def _Embedding(self, layer: Any, value: Any) -> Any:  # noqa: N802
         if not layer.mask_zero:
             return None
-        if self._masks.written_out:
-            return self._masks.of_embedding(self.graph, layer, value)
-        # Apart, because tfmot's wrapper around the lookup would drop the mask.
-        embedded = self.graph.clone(layer, mask_zero=False)(value)
-        return self.graph.part(layer, "masked", lambda n: Masked(name=n))([embedded, value])
+        return self._masks.of_embedding(self.graph, layer, value)
 
     def _LayerNormalization(self, layer: Any, value: Any) -> Any:  # noqa: N802
         if _axis(layer) not in (-1, len(shape_of(value))) or shape_of(value)[-1] is None:
@@ -317,9 +343,9 @@ class _Rewriter(Convolutions):
 
     def _LSTM(self, layer: Any, value: Any) -> Any:  # noqa: N802
         tensor = self.graph.tensor(layer, value)
-        if self._masks.of(value) is not None or not can_be_written_out(layer, tensor):
+        if not can_be_written_out(layer, tensor):
             return None
-        return written_out(partial(self.graph.part, layer), layer, tensor)
+        return written_out(partial(self.graph.part, layer), layer, tensor, self._masks.of(value))
 
     _GRU = _SimpleRNN = _LSTM
 
@@ -327,9 +353,9 @@ class _Rewriter(Convolutions):
         tensor = self.graph.tensor(layer, value)
         both = layer.forward_layer, layer.backward_layer
         known = layer.merge_mode and all(can_be_written_out(each, tensor) for each in both)
-        if self._masks.of(value) is not None or not known:
+        if not known:
             return None
-        ends = written_out_both_ways(self.graph, layer, tensor)
+        ends = written_out_both_ways(self.graph, layer, tensor, self._masks.of(value))
         average = layer.merge_mode == "ave"
         merge = _BOTH_WAYS[layer.merge_mode]
         merged = self.graph.part(layer, "sum" if average else "", lambda n: merge(name=n))(ends)
@@ -348,12 +374,6 @@ class _Rewriter(Convolutions):
 
 def _key(layer: Any, index: int) -> str:
     return f"{layer.name}_ib-{index}"
-
-
-def _drops_masks(layer: Any) -> bool:
-    """Whether it neither reads nor hands on masks; tfmot's wrapper would give it them to read."""
-    reads = "mask" in inspect.signature(layer.call).parameters
-    return not reads and not has_mask(layer.get_output_at(0))
 
 
 def _axis(layer: Any) -> int:

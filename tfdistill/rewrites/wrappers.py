@@ -13,8 +13,8 @@ from tfdistill._keras import tf, tf_keras
 from tfdistill.bridge.layer_configs import clone_tf_keras_layer
 from tfdistill.bridge.model_graphs import graph_of, key_of, leaves_of, run_graph
 from tfdistill.bridge.own_layers import is_symbolic
-from tfdistill.rewrites.attention import has_mask
 from tfdistill.rewrites.builder import GraphBuilder
+from tfdistill.rewrites.masks import has_mask
 
 _layers = tf_keras.layers
 _Layer: Any = _layers.Layer
