@@ -70,12 +70,13 @@ def examples(count: int = 15, classes: int = 3, seed: int = 7) -> tuple[Array, A
     )
 
 
-def convolutional(library: Any, filters: int, *, activation: Any = None) -> Any:
+def convolutional(library: Any, filters: int, *, stem: int = 4, activation: Any = None) -> Any:
     """Images `[batch, 8, 8, 1]`, with layers at 8x8, 4x4, 2x2 and as vectors."""
     layers = library.layers
     image = hidden = layers.Input([8, 8, 1], name="image")
     for number in range(3):
-        hidden = layers.Conv2D(filters, 3, padding="same", name=f"conv_{number}")(hidden)
+        width = filters if number else stem
+        hidden = layers.Conv2D(width, 3, padding="same", name=f"conv_{number}")(hidden)
         hidden = layers.ReLU(name=f"relu_{number}")(hidden)
         if number < 2:
             hidden = layers.MaxPooling2D(name=f"pooling_{number}")(hidden)
@@ -93,13 +94,14 @@ def encoder(
     width: int = WIDTH,
     heads: int = HEADS,
     masked: bool = True,
+    dropout: float = 0.0,
     **call: Any,
 ) -> Any:
     """Numbers `[batch, 5] -> embedding -> attention -> rest -> logits [batch, 3]`."""
     layers = library.layers
     numbers = layers.Input([STEPS], dtype="int32", name="numbers")
     hidden = layers.Embedding(9, width, mask_zero=masked, name="embedding")(numbers)
-    attention = layers.MultiHeadAttention(heads, 4, dropout=0.2, name="attention")
+    attention = layers.MultiHeadAttention(heads, 4, dropout=dropout, name="attention")
     hidden = layers.Add(name="rest")([hidden, attention(hidden, hidden, **call)])
     hidden = layers.Dense(width, name="mixed")(hidden)
     pooled = layers.GlobalAveragePooling1D(name="pooled")(hidden)
@@ -108,8 +110,9 @@ def encoder(
     )
 
 
-def sentences() -> Array:
-    numbers = np.random.default_rng(0).integers(1, 9, [4, STEPS]).astype(np.int32)
-    for row, length in enumerate([5, 3, 1, 4]):
-        numbers[row, length:] = 0
+def sentences(count: int = 4) -> Array:
+    """Numbers `[count, 5]`, padded by 0."""
+    numbers = np.random.default_rng(0).integers(1, 9, [count, STEPS]).astype(np.int32)
+    for row in range(count):
+        numbers[row, [5, 3, 1, 4][row % 4] :] = 0
     return numbers

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from formulas import Array, intra_class, log_probabilities, soft_targets
-from networks import examples, logits_of, perceptron, with_random_weights
+from networks import (
+    convolutional,
+    encoder,
+    examples,
+    logits_of,
+    perceptron,
+    with_random_weights,
+)
 
 import tfdistill as td
 from tfdistill import losses
@@ -265,7 +272,14 @@ def test_the_methods_page_shows_every_loss_and_its_lines_run() -> None:
     }
     exec(lines, shown)
     assert shown["distiller"].losses_taught == (losses.SoftTargets(weight=0.9),)
-    taught = td.Distiller(shown["student"], shown["teacher"], losses=shown["every_one"])
+    models = {
+        "every_one": (shown["student"], shown["teacher"]),
+        "of_images": (convolutional(tf_keras, 3), convolutional(keras, 6)),
+        "of_texts": (encoder(tf_keras), encoder(keras, seed=1)),
+    }
+    kinds = set()
+    for name, pair in models.items():
+        kinds |= {type(loss) for loss in td.Distiller(*pair, losses=shown[name]).losses_taught}
     every_class = {
         kind
         for kind in vars(losses).values()
@@ -273,5 +287,5 @@ def test_the_methods_page_shows_every_loss_and_its_lines_run() -> None:
         and issubclass(kind, losses.DistillationLoss)
         and kind is not losses.DistillationLoss
     }
-    assert {type(loss) for loss in taught.losses_taught} == every_class
+    assert kinds == every_class
     assert all(f"| `{kind.__name__}` |" in page for kind in every_class)

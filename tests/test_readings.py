@@ -48,7 +48,7 @@ def read(model: Any, *names: str, inputs: Any, role: str = "student") -> losses.
 
 @each_library
 def test_scores_are_those_before_the_softmax(library: Any) -> None:
-    model, numbers = encoder(library), sentences()
+    model, numbers = encoder(library, dropout=0.9), sentences()
     view = ModelView(model, role="teacher", layers=["attention:scores", "attention"])
     assert view.shapes.features["attention:scores"] == (HEADS, STEPS, STEPS)
     _, said = view(numbers, training=True)
@@ -289,7 +289,7 @@ def test_auto_takes_the_last_layer_of_each_resolution(
     student = convolutional(tf_keras, 3)
     teacher = convolutional(keras, 5, activation=activation)
     distiller = td.Distiller(student, teacher, [loss])
-    (named,) = distiller.losses_taught
+    named: Any = distiller.losses_taught[0]
     assert named.pairs == pairs
     assert (named.weight, named.name) == (loss.weight, loss.name)
     listed = ", ".join(f"{one} - {other}" for one, other in pairs)

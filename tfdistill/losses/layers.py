@@ -224,7 +224,7 @@ class LayerLoss(DistillationLoss):
         return tf.add_n(values) / len(values)
 
 
-class Projections(tf_keras.layers.Layer):  # type: ignore[misc]
+class Projections(tf_keras.layers.Layer):
     """Linear maps of the last axis without bias, one for each pair that needs one.
 
     Args:

@@ -59,7 +59,8 @@ class WeightMSE(LayerLoss):
             ModelError: They do.
         """
         for theirs, ours in self.pairs:
-            target, source = teacher.features[theirs], student.features[ours]
+            target: Any = teacher.features[theirs]  # of weights, the shape of each
+            source: Any = student.features[ours]
             if [*map(_significant, target)] != [*map(_significant, source)]:
                 raise ModelError(
                     "`teacher_layer` and `student_layer` must have weights of equal shapes.",
