@@ -68,7 +68,6 @@ def test_loss_and_update_are_the_closed_form() -> None:
     logs = distiller.train_on_batch(inputs, labels, sample_weight, return_dict=True)
     assert logs["loss"] == pytest.approx(loss(weights), rel=1e-5)
     plain = totals(weights, inputs, labels, teacher)
-    assert logs["loss"] > np.mean(sample_weight * plain) * 1.01
     summed = 0.3 * logs["label_loss"] + logs["soft_targets"]
     assert summed == pytest.approx(np.mean(sample_weight * plain), rel=1e-5)
 
@@ -163,7 +162,7 @@ def test_only_floats_are_moved() -> None:
     )
     distiller.compile("sgd", LABEL_LOSS)
     data = {"left": inputs, "right": numbers}
-    assert np.isfinite(distiller.train_on_batch(data, labels))
+    assert np.isfinite(distiller.train_on_batch(data, labels, return_dict=True)["loss"])
     with pytest.raises(
         DataError, match=r"`data` must have inputs of floats for `adversarial`\. Received: int32"
     ):

@@ -238,6 +238,16 @@ def test_labels_that_cannot_hold_the_mark_are_refused(
         known_labels(tf.constant(labels), mark, (4,))
 
 
+def test_data_to_evaluate_on_need_no_type_that_holds_the_mark() -> None:
+    inputs, labels, _ = examples(classes=3)
+    theirs = make(None, SPARSE).evaluate(inputs, labels, verbose=0, return_dict=True)
+    for mark, dtype in ((np.nan, np.int64), (-1, np.uint8)):
+        ours = make(mark, SPARSE).evaluate(
+            inputs, labels.astype(dtype), verbose=0, return_dict=True
+        )
+        assert ours == theirs
+
+
 def test_losses_that_compare_labels_are_refused() -> None:
     @dataclass(frozen=True)
     class SameClass(losses.DistillationLoss):
@@ -263,6 +273,8 @@ def test_without_the_setting_a_mark_is_no_label() -> None:
         r"Received: label -1\. .*td\.Distillation\(unlabelled=",
     ):
         summarise((images, labels), classes=10)
+    with pytest.raises(DataError, match=r"`test` must have.* label -1\. Leave examples without a"):
+        summarise((images, labels), classes=10, name="test")
     summary = summarise((images, labels), classes=10, unlabelled=-1)
     assert sum(summary.label_counts) == summary.examples - 1
     with pytest.raises(DataError, match=r"`train` must have labels\. Received: 240 examples"):

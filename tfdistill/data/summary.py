@@ -307,6 +307,8 @@ def _class_indices(
         raise DataError(
             f"`{name}` must have labels that are whole numbers from 0{limit}.",
             received=f"label {indices[wrong][0].item()}",
-            hint="Examples without a label are trained on with td.Distillation(unlabelled=...).",
+            hint="Examples without a label are trained on with td.Distillation(unlabelled=...)."
+            if name == "train"
+            else "Leave examples without a label out.",
         )
     return "integers", indices.astype(np.int64)
