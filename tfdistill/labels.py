@@ -79,14 +79,14 @@ def known_labels(
     if unlabelled is None:
         return Labels(labels)
     labels = tf.convert_to_tensor(labels)
-    floating, missing = labels.dtype.is_floating, math.isnan(unlabelled)
-    if not (floating if missing else floating or (labels.dtype.is_integer and labels.dtype.min)):
+    missing, signed = math.isnan(unlabelled), labels.dtype.is_integer and labels.dtype.min < 0
+    if unlabelled != 0 and not (labels.dtype.is_floating or (signed and not missing)):
         if not training:
             return Labels(labels)
         raise DataError(  # in Python, while the step is traced
             f"`labels` must be of a type that holds unlabelled={unlabelled}.",
             received=labels.dtype.name,
-            hint="NaN needs floats, and a number below 0 floats or signed integers: cast them.",
+            hint="NaN needs floats, -1 floats or signed integers: cast them.",
         )
     columns = labels.shape.rank == len(logits) + 1 and labels.shape[-1] == logits[-1] != 1
     if unlabelled == 0 and not columns:
