@@ -6,6 +6,7 @@ import contextlib
 import doctest
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,19 +70,25 @@ def test_docstring_examples_are_true() -> None:
 # --- settings ---
 
 
+ANY: Any = {kind.__name__: kind for kind in (Linear, Piecewise, losses.HardTargets)}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Linear("8", 2), r"`start` must be a finite number\. Received: '8'"),  # type: ignore[arg-type]
+        (lambda: ANY["Linear"]("8", 2), r"`start` must be a finite number\. Received: '8'"),
         (lambda: Cosine(8, math.inf), r"`end` must be a finite number\. Received: inf"),
         (lambda: Linear(8, 2, steps=0), r"`steps` must be a whole number >= 1"),
-        (lambda: Linear(8, 2, step=9), r"`step` must be a setting of Linear.*Did you mean steps"),
+        (
+            lambda: ANY["Linear"](8, 2, step=9),
+            r"`step` must be a setting of Linear.*Did you mean steps",
+        ),
         (lambda: Piecewise([1, 0], [1]), r"`boundaries` must rise.* Received: \[1\.0\]"),
         (lambda: Piecewise([1, 0, 1], [0.5, 0.5]), r"`boundaries` must rise, each between 0"),
         (lambda: Piecewise([1, 0], []), r"`values` must be one more than .*: 2 values, 0 bound"),
         (lambda: Piecewise([1], []), r"`values` must be one more than the `boundaries`"),
-        (lambda: Piecewise(1, 0), r"`values` must be a list of numbers\. Received: 1"),
-        (lambda: Piecewise([1, None], [0.5]), r"`values` must be a finite number"),
+        (lambda: ANY["Piecewise"](1, 0), r"`values` must be a list of numbers\. Received: 1"),
+        (lambda: ANY["Piecewise"]([1, None], [0.5]), r"`values` must be a finite number"),
         (
             lambda: losses.SoftTargets(Linear(4, 0)),
             r"`temperature` must be > 0 and finite\. Received: Linear\(start=4\.0, end=0\.0",
@@ -91,7 +98,7 @@ def test_docstring_examples_are_true() -> None:
             r"`weight` must be >= 0 and finite\. Received: Piecewise",
         ),
         (
-            lambda: losses.HardTargets(threshold=Linear(0, 0.9)),
+            lambda: ANY["HardTargets"](threshold=Linear(0, 0.9)),
             r"`threshold` must be a number\. Received: Linear.* Weights and temperatures may be",
         ),
         (
@@ -143,7 +150,7 @@ def test_every_number_is_in_the_fingerprint_of_a_stage() -> None:
         taught = [losses.SoftTargets(temperature)]
         return fingerprint(td.Distillation(taught, label_loss_weight=weight))
 
-    same = print_of(Linear(1, 0)), print_of(Linear(np.float32(1), 0.0))
+    same = print_of(Linear(1, 0)), print_of(ANY["Linear"](np.float32(1), 0))
     assert same[0] == same[1]
     others = [
         print_of(1.0),
@@ -164,6 +171,14 @@ def test_top_k_targets_know_single_temperatures_only() -> None:
             SettingError, match=r"`temperature` of a loss must be one number, for top-k targets"
         ):
             taught.at(0).call(teacher, student)
+
+
+def test_the_methods_page_shows_what_runs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    blocks = re.findall(r"test_schedules\.py\. -->\n```python\n(.*?)```", page, re.S)
+    changing_one, unlabelled = (eval(block, {"td": td}) for block in blocks)
+    assert isinstance(changing_one.losses[0].temperature, Linear)
+    assert unlabelled.unlabelled == -1
 
 
 # --- in fit ---
@@ -292,21 +307,26 @@ class _Stops(Remembering):
         return super()._answer(images)
 
 
-def _run(run_dir: Path, teacher: Any, distillation: td.Distillation) -> dict[str, Any]:
+def _run(run_dir: Path, teacher: Any, **stages: Any) -> dict[str, Any]:
     """Stage to its history."""
     tf_keras.utils.set_random_seed(1)
     image = tf_keras.Input([6, 6, 1], name="image")
-    hidden = tf_keras.layers.Dense(16, activation="relu")(tf_keras.layers.Flatten()(image))
+    outputs = tf_keras.layers.Dense(10)(tf_keras.layers.Flatten()(image))
+    taught = [
+        losses.SoftTargets(2.0, weight=Linear(1, 0)),
+        losses.LogitsMSE(Piecewise([0, 1], [0.5])),
+    ]
     limits = td.Limits(max_accuracy_drop=1.0, min_agreement=0.0)
     pipeline = td.Pipeline(
-        distillation=distillation,
-        pruning=td.Pruning(sparsity=0.5, epochs=1),
-        quantization=td.Quantization(epochs=2),
-        export=td.Export(formats=("int8",), limits=limits),
+        distillation=td.Distillation(
+            taught, label_loss_weight=0, epochs=4, learning_rate=1e-9, store_targets=False
+        ),
+        export=td.Export(formats=("int8" if stages else "float32",), limits=limits),
         baseline=False,
+        **stages,
     )
     pipeline.run(
-        tf_keras.Model(image, tf_keras.layers.Dense(10)(hidden)),
+        tf_keras.Model(image, outputs),
         teacher,
         pictures(),
         test=pictures(1, 32),
@@ -317,25 +337,31 @@ def _run(run_dir: Path, teacher: Any, distillation: td.Distillation) -> dict[str
     return histories
 
 
-def test_a_schedule_goes_over_each_stage_and_goes_on_after_a_kill(tmp_path: Path) -> None:
-    distillation = td.Distillation(
-        [losses.SoftTargets(2.0, weight=Linear(1, 0)), losses.LogitsMSE(Piecewise([0, 1], [0.5]))],
-        label_loss_weight=0,
-        epochs=4,
-        learning_rate=1e-9,
-        store_targets=False,
-    )
-    whole = _run(tmp_path / "whole", Remembering(), distillation)
+def assert_loss_follows_the_schedules(curves: dict[str, Any], epochs: int) -> None:
+    """Of a student that stays as it is, so that every epoch's loss tells its weights."""
+    for epoch in range(epochs):
+        shares = np.arange(2 * epoch, 2 * epoch + 2) / (2 * epochs)  # 240 examples, 2 batches
+        sizes = np.array([128, 112]) / 240
+        soft, mse = ((1 - shares) * sizes).sum(), ((shares >= 0.5) * sizes).sum()
+        expected = soft * curves["soft_targets"][epoch] + mse * curves["logits_mse"][epoch]
+        assert curves["loss"][epoch] == pytest.approx(expected, rel=0.02), epoch
+
+
+def test_a_killed_stage_goes_on_in_its_schedules(tmp_path: Path) -> None:
+    whole = _run(tmp_path / "whole", Remembering())
+    assert_loss_follows_the_schedules(whole["distillation"], 4)
     with pytest.raises(tf.errors.OpError, match="gone"):
-        _run(tmp_path / "killed", _Stops(), distillation)
+        _run(tmp_path / "killed", _Stops())
     assert (tmp_path / "killed/distillation/checkpoint-000001.json").exists()
-    assert _run(tmp_path / "killed", Remembering(), distillation) == whole
-    # The student stays as it is, so that every epoch's loss tells its weights.
+    assert _run(tmp_path / "killed", Remembering()) == whole
+
+
+@pytest.mark.slow
+def test_schedules_go_over_each_stage_anew(tmp_path: Path) -> None:
+    stages = {
+        "pruning": td.Pruning(sparsity=0.5, epochs=1, learning_rate=1e-9),
+        "quantization": td.Quantization(epochs=2, learning_rate=1e-9),
+    }
+    histories = _run(tmp_path, Remembering(), **stages)
     for stage, epochs in (("distillation", 4), ("pruning", 1), ("quantization", 2)):
-        curves = whole[stage]
-        for epoch in range(epochs):
-            steps = np.arange(2 * epoch, 2 * epoch + 2) / (2 * epochs)  # 240 examples, 2 batches
-            sizes = np.array([128, 112]) / 240
-            soft, mse = ((1 - steps) * sizes).sum(), ((steps >= 0.5) * sizes).sum()
-            expected = soft * curves["soft_targets"][epoch] + mse * curves["logits_mse"][epoch]
-            assert curves["loss"][epoch] == pytest.approx(expected, rel=0.02), (stage, epoch)
+        assert_loss_follows_the_schedules(histories[stage], epochs)

@@ -60,7 +60,7 @@ def test_temperatures_equal_the_formula(adaptive: Any, pair: tuple[Array, Array]
 def test_harder_examples_have_lower_temperatures(adaptive: Any) -> None:
     """One that is right, one that is unsure, one that is unsure and wrong."""
     student = np.array([[8, 0, 0], [1, 0.5, 0], [0, 0.5, 0.4]], np.float32)
-    easy, unsure, wrong = adaptive.of(np.float32([[8, 0, 0]] * 3), student).numpy()
+    easy, unsure, wrong = adaptive.of(np.array([[8, 0, 0]] * 3, np.float32), student).numpy()
     assert easy > unsure > wrong
 
 

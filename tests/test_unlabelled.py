@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def marked(labels: Array) -> dict[str, tuple[Any, Array, str]]:
         "NaN": (float("nan"), np.where(KNOWN, labels, np.nan), SPARSE),
         "rows of 0": (0, one_hot(labels, 0), DENSE),
         "rows of NaN": (np.nan, one_hot(labels, np.nan), DENSE),
+        "rows of 0 in bytes": (0, one_hot(labels, 0).astype(np.uint8), DENSE),
         "rows of -1": (-1, one_hot(labels, -1).astype(np.int32), DENSE),
     }
 
@@ -85,9 +87,8 @@ def test_rows_without_labels_learn_from_the_teacher_alone(kind: str) -> None:
     inputs, labels, sample_weight = examples(classes=3)
     unlabelled, given, loss = marked(labels)[kind]
     distiller = make(unlabelled, loss, weighted_metrics=[_accuracy(loss)])
-    logs = distiller.evaluate(
-        inputs, given, sample_weight, batch_size=6, verbose=0, return_dict=True
-    )
+    weighted = {"sample_weight": sample_weight}
+    logs = distiller.evaluate(inputs, given, batch_size=6, verbose=0, return_dict=True, **weighted)
     expected = expected_logs(inputs, labels, sample_weight)
     assert set(logs) == set(expected)
     for name, value in expected.items():
@@ -123,7 +124,12 @@ def _step_by_hand(student: Any, inputs: Array, labels: Array, known: Array) -> N
         weight.assign_sub(0.05 * slope)
 
 
-@pytest.mark.parametrize("way", ["two replicas", "jit_compile", "steps_per_execution"])
+alike: Any = partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "way", ["two replicas", alike("jit_compile"), alike("steps_per_execution")]
+)
 def test_every_way_of_running_is_the_same(way: str, two_replicas: Any) -> None:
     inputs, labels, sample_weight = examples(15)
     rows = tf.data.Dataset.from_tensor_slices((inputs, np.where(KNOWN, labels, -1), sample_weight))
@@ -214,11 +220,14 @@ def test_what_may_be_a_label_is_no_mark(value: Any) -> None:
 
 
 def test_equal_marks_are_equal_settings() -> None:
-    assert td.Distillation(unlabelled=np.int64(-1)) == td.Distillation(unlabelled=-1.0)
+    numbers: list[Any] = [np.int64(-1), np.float32(-1), -1.0]
+    assert {td.Distillation(unlabelled=mark) for mark in numbers} == {
+        td.Distillation(unlabelled=-1)
+    }
     assert td.Distillation(unlabelled=np.nan) == td.Distillation(unlabelled=float("nan"))
     prints = [fingerprint(td.Distillation(unlabelled=mark)) for mark in (None, -1, 0, np.nan)]
     assert len(set(prints)) == 4
-    assert fingerprint(td.Distillation(unlabelled=np.float32(-1))) == prints[1]
+    assert {fingerprint(td.Distillation(unlabelled=mark)) for mark in numbers} == {prints[1]}
 
 
 @pytest.mark.parametrize(
@@ -236,6 +245,16 @@ def test_labels_that_cannot_hold_the_mark_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         known_labels(tf.constant(labels), mark, (4,))
+
+
+def test_data_to_evaluate_on_need_no_type_that_holds_the_mark() -> None:
+    inputs, labels, _ = examples(classes=3)
+    theirs = make(None, SPARSE).evaluate(inputs, labels, verbose=0, return_dict=True)
+    for mark, dtype in ((np.nan, np.int64), (-1, np.uint8)):
+        ours = make(mark, SPARSE).evaluate(
+            inputs, labels.astype(dtype), verbose=0, return_dict=True
+        )
+        assert ours == theirs
 
 
 def test_losses_that_compare_labels_are_refused() -> None:
@@ -263,18 +282,28 @@ def test_without_the_setting_a_mark_is_no_label() -> None:
         r"Received: label -1\. .*td\.Distillation\(unlabelled=",
     ):
         summarise((images, labels), classes=10)
+    with pytest.raises(DataError, match=r"`test` must have.* label -1\. Leave examples without a"):
+        summarise((images, labels), classes=10, name="test")
     summary = summarise((images, labels), classes=10, unlabelled=-1)
     assert sum(summary.label_counts) == summary.examples - 1
-    with pytest.raises(DataError, match=r"`train` must have labels\. Received: 240 examples"):
+    with pytest.raises(
+        DataError, match=r"must have a label for some .* Received: unlabelled=-1 for all 240\."
+    ):
         summarise((images, np.full(240, -1)), classes=10, unlabelled=-1)
     with pytest.raises(DataError, match=r"`train` must have one-hot labels for unlabelled=0"):
         summarise((images, labels), classes=10, unlabelled=0)
+    with pytest.raises(DataError, match=r"`train` must have labels of a type that .*: uint8"):
+        summarise((images, labels.astype(np.uint8)), classes=10, unlabelled=-1)
+    with pytest.raises(DataError, match=r"type that holds unlabelled=nan\. Received: int64"):
+        summarise((images, labels), classes=10, unlabelled=np.nan)
 
 
 # --- in a pipeline ---
 
 
-@pytest.mark.parametrize("mark", [-1, 0], ids=["class numbers", "one-hot"])
+@pytest.mark.parametrize(
+    "mark", [-1, pytest.param(0, marks=pytest.mark.slow)], ids=["class numbers", "one-hot"]
+)
 def test_a_pipeline_teaches_all_rows_and_trains_alone_on_some(mark: int, tmp_path: Path) -> None:
     (images, labels), test = pictures(), pictures(1, 32)
     known = np.arange(240) % 4 == 0
@@ -290,7 +319,6 @@ def test_a_pipeline_teaches_all_rows_and_trains_alone_on_some(mark: int, tmp_pat
         limits = td.Limits(max_accuracy_drop=1.0, min_agreement=0.0)
         td.Pipeline(
             distillation=td.Distillation(epochs=3, learning_rate=0.05, optimizer="sgd", **settings),
-            pruning=td.Pruning(sparsity=0.5, epochs=1),
             export=td.Export(formats=("float32",), limits=limits),
         ).run(
             tf_keras.Model(image, outputs),

@@ -95,12 +95,13 @@ class Adversarial:
                 received=", ".join(values.dtype.name for values in flat),
                 hint="Cast them, or leave `adversarial` out.",
             )
+        moving = [flat[place] for place in floats]
         with tf.GradientTape() as at_inputs:
-            at_inputs.watch([flat[place] for place in floats])
+            at_inputs.watch(moving)
             unmoved = step(inputs)
             reached = tf.reduce_sum(unmoved.total)
         with tape.stop_recording():
-            slopes = at_inputs.gradient(reached, [flat[place] for place in floats], "zero")
+            slopes = at_inputs.gradient(reached, moving, unconnected_gradients="zero")
             for place, slope in zip(floats, slopes, strict=True):
                 flat[place] = self._moved(flat[place], slope)
         moved = step(tf.nest.pack_sequence_as(inputs, flat))

@@ -297,7 +297,7 @@ class Distiller(tf_keras.Model):
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step on one batch; called by `fit`."""
-        given, labels, sample_weight = self._unpacked(data)
+        given, labels, sample_weight = self._unpacked(data, training=True)
         inputs, teacher = self._taught(given)
 
         def step_on(inputs: Any) -> Step:
@@ -318,7 +318,7 @@ class Distiller(tf_keras.Model):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of `evaluate`; changes nothing but metrics."""
-        given, labels, sample_weight = self._unpacked(data)
+        given, labels, sample_weight = self._unpacked(data, training=False)
         inputs, teacher = self._taught(given)
         step = self._step(teacher, inputs, labels, sample_weight, training=False)
         return self._log(step, labels, sample_weight)
@@ -347,13 +347,14 @@ class Distiller(tf_keras.Model):
         replicas = self.distribute_strategy.num_replicas_in_sync
         return failures_named(self._parts.teacher, since, replicas=replicas)
 
-    def _unpacked(self, data: Any) -> tuple[Any, Labels | None, Any]:
+    def _unpacked(self, data: Any, *, training: bool) -> tuple[Any, Labels | None, Any]:
         """Inputs, labels and sample weights of a batch."""
         given, labels, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
         if labels is None:
             return given, None, sample_weight
         logits = self._parts.student.shapes.logits
-        return given, known_labels(labels, self.unlabelled, logits), sample_weight
+        known = known_labels(labels, self.unlabelled, logits, training=training)
+        return given, known, sample_weight
 
     def _taught(self, given: Any) -> tuple[Any, Outputs]:
         """Inputs of a batch, and what the teacher says about them: stored with them, or now."""

@@ -60,7 +60,9 @@ def check_unlabelled(value: Any) -> float | None:
     return int(value)
 
 
-def known_labels(labels: Any, unlabelled: float | None, logits: tuple[int | None, ...]) -> Labels:
+def known_labels(
+    labels: Any, unlabelled: float | None, logits: tuple[int | None, ...], *, training: bool = True
+) -> Labels:
     """Tells rows with labels from those without.
 
     Args:
@@ -68,6 +70,8 @@ def known_labels(labels: Any, unlabelled: float | None, logits: tuple[int | None
         unlabelled: The number that all labels of a row are where it has none; `None` where every
             row has.
         logits: Shape of the student's logits, without the batch axis.
+        training: Whether these rows are trained on. Data to evaluate on may have labels of a type
+            that cannot hold the number, and then has all of them.
 
     Raises:
         DataError: The labels cannot hold that number, or it may be a class.
@@ -75,12 +79,14 @@ def known_labels(labels: Any, unlabelled: float | None, logits: tuple[int | None
     if unlabelled is None:
         return Labels(labels)
     labels = tf.convert_to_tensor(labels)
-    floating, missing = labels.dtype.is_floating, math.isnan(unlabelled)
-    if not (floating if missing else floating or (labels.dtype.is_integer and labels.dtype.min)):
+    missing, signed = math.isnan(unlabelled), labels.dtype.is_integer and labels.dtype.min < 0
+    if unlabelled != 0 and not (labels.dtype.is_floating or (signed and not missing)):
+        if not training:
+            return Labels(labels)
         raise DataError(  # in Python, while the step is traced
             f"`labels` must be of a type that holds unlabelled={unlabelled}.",
             received=labels.dtype.name,
-            hint="NaN needs floats, and a number below 0 floats or signed integers: cast them.",
+            hint="NaN needs floats, -1 floats or signed integers: cast them.",
         )
     columns = labels.shape.rank == len(logits) + 1 and labels.shape[-1] == logits[-1] != 1
     if unlabelled == 0 and not columns:

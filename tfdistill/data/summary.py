@@ -148,11 +148,13 @@ def summarise(
         raise DataError(
             f"`{name}` must hold `steps_per_epoch` = {steps_per_epoch} batches.", received=steps
         )
-    if labels != "none" and not counts and require_labels:
+    if labels != "none" and not counts:
         raise DataError(
-            f"`{name}` must have labels.", received=f"{examples} examples without", hint=ELEMENTS
+            f"`{name}` must have a label for some of its examples, or no labels at all.",
+            received=f"unlabelled={unlabelled} for all {examples}",
+            hint="Give the inputs alone, and label_loss_weight=0.",
         )
-    seen = () if labels == "none" else range(classes or max(counts, default=-1) + 1)
+    seen = () if labels == "none" else range(classes or max(counts) + 1)
     label_counts = tuple(counts[label] for label in seen)
     make_up: list[Any] = [element, examples, steps]
     if steps_per_epoch is None or steps == length:  # else the order decides on the counts
@@ -283,6 +285,12 @@ def _class_indices(
                 received="class numbers, of which 0 is the first",
                 hint="Pass unlabelled=-1, and -1 in the data.",
             )
+        if unlabelled != 0 and labels.dtype.kind not in ("f" if np.isnan(unlabelled) else "fi"):
+            raise DataError(
+                f"`{name}` must have labels of a type that holds unlabelled={unlabelled}.",
+                received=labels.dtype.name,
+                hint="NaN needs floats, -1 floats or signed integers: cast them.",
+            )
         missing = np.isnan(labels) if np.isnan(unlabelled) else labels == unlabelled
         labels = labels[~missing.reshape(len(labels), -1).all(axis=1)]
     if columns:
@@ -307,6 +315,8 @@ def _class_indices(
         raise DataError(
             f"`{name}` must have labels that are whole numbers from 0{limit}.",
             received=f"label {indices[wrong][0].item()}",
-            hint="Examples without a label are trained on with td.Distillation(unlabelled=...).",
+            hint="Examples without a label are trained on with td.Distillation(unlabelled=...)."
+            if name == "train"
+            else "Leave examples without a label out.",
         )
     return "integers", indices.astype(np.int64)
