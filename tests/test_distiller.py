@@ -53,8 +53,8 @@ def _distiller(
         label_loss_weight=label_loss_weight,
     )
     for projection in distiller._projections.values():
-        kernel = np.random.default_rng(seed).normal(size=projection.kernel.shape)
-        projection.set_weights([kernel])
+        (kernel,) = projection.get_weights()
+        projection.set_weights([np.random.default_rng(seed).normal(size=kernel.shape)])
     distiller.compile(
         optimizer or tf_keras.optimizers.SGD(0.05), loss, metrics=list(metrics), **settings
     )

@@ -128,13 +128,13 @@ class AveragedTeacher(ModelTeacher):
             average.assign(share * average + (1 - share) * now)
 
         def update(strategy: Any, decay: Any) -> None:
-            for average, *now in self._followed:
+            for average, weight, mask in self._followed:
                 if not _is_of_each_replica(average):
-                    strategy.extended.update(average, mix, args=(*now, decay))
+                    strategy.extended.update(average, mix, args=(weight, mask, decay))
 
-        for average, *now in self._followed:
+        for average, weight, mask in self._followed:
             if _is_of_each_replica(average):
-                mix(average, *now, decay)
+                mix(average, weight, mask, decay)
         tf.distribute.get_replica_context().merge_call(update, args=(decay,))
 
 
