@@ -136,7 +136,7 @@ def test_of_two_members_each_counts_in_inverse_proportion_to_its_entropy() -> No
     given = [values.astype("f").astype(float) for values in LOGITS["moderate"][:2]]
     given[0][:3] *= 5
     first, second = _entropies(given)
-    assert (first / second).max() > 1.5 > 0.5 > (first / second).min()
+    assert (first / second).max() > 2 > 0.75 > (first / second).min()
     said = _answer(Ensemble(_saying(*given), by_confidence=True), 3, 6)
     expected = (given[0] / first[:, None] + given[1] / second[:, None]) / (1 / first + 1 / second)[
         :, None
