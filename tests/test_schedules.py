@@ -255,7 +255,7 @@ def test_two_replicas_are_one(two_replicas: Any) -> None:
         with scope:
             student = perceptron(tf_keras)
             distiller = td.Distiller(
-                student, perceptron(keras, units=7, seed=1), scheduled(5), Linear(1, 0, 5)
+                student, perceptron(keras, units=7, seed=1), scheduled(5)[:2], Linear(1, 0, 5)
             )
             distiller.compile(tf_keras.optimizers.SGD(0.02), LABEL_LOSS)
         history = distiller.fit(data, epochs=2, verbose=0).history

@@ -24,6 +24,7 @@ from tfdistill.teachers.base import (
 from tfdistill.teachers.door import as_given
 
 _COMBINE = ("logits", "probabilities")
+_LEAST_ENTROPY = 1e-6  # that of members that are sure beyond doubt
 
 
 class Ensemble(GivenTeacher):
@@ -37,7 +38,7 @@ class Ensemble(GivenTeacher):
     sigmoids). Computed in float32, stably for logits of any size.
 
     With `by_confidence` a member counts the more in an example the surer it is: with the entropies
-    :math:`H_i` of the members' distributions, its weight there is
+    of the members' distributions plus a millionth, :math:`H_i`, its weight there is
 
     .. math:: w_i \, (1 - H_i / \textstyle\sum_j H_j)
 
@@ -274,13 +275,12 @@ def weights_by_confidence(logits: Sequence[tf.Tensor], weights: Sequence[float])
 
     def entropy(values: tf.Tensor) -> tf.Tensor:
         logs = tf.nn.log_softmax(with_two_classes(values))
-        return -tf.reduce_sum(tf.exp(logs) * logs, axis=-1, keepdims=True)
+        return _LEAST_ENTROPY - tf.reduce_sum(tf.exp(logs) * logs, axis=-1, keepdims=True)
 
     entropies = [entropy(values) for values in logits]
     total = tf.add_n(entropies)
     shares = [
-        weight * (1.0 - tf.math.divide_no_nan(each, total))
-        for weight, each in zip(weights, entropies, strict=True)
+        weight * (1.0 - each / total) for weight, each in zip(weights, entropies, strict=True)
     ]
     return [share / tf.add_n(shares) for share in shares]
 
