@@ -180,7 +180,7 @@ def default_pipeline() -> td.Pipeline:
             epochs=20,
             learning_rate=4e-3,
         ),
-        pruning=td.Pruning(sparsity=0.75, epochs=20, learning_rate=4e-3),
+        pruning=td.Pruning(sparsity=0.75, epochs=30, learning_rate=4e-3),
         quantization=td.Quantization(epochs=3, learning_rate=5e-4),
         export=td.Export(formats=("int8", "float16")),
     )
