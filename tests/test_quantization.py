@@ -698,6 +698,29 @@ def test_a_sequential_model_is_quantized() -> None:
     assert quantized.left_float == {"logits": "named in `skip`"}
 
 
+def test_what_is_frozen_is_not_trained() -> None:
+    """tfmot's wrapper trains each kernel that it quantizes."""
+
+    def body(inputs: Any) -> Any:
+        hidden = LAYERS.Rescaling(0.5, name="constant")(inputs)
+        hidden = LAYERS.Conv2D(4, 3, activation="relu", trainable=False, name="frozen")(hidden)
+        return head(hidden)
+
+    model = network(body)
+    quantized = quantize(model, Quantization(), sparse=False).model
+    before = {weight.name: weight.numpy() for weight in quantized.weights}
+    assert len(quantized.trainable_weights) == 2
+    train(quantized)
+
+    changed = {
+        weight.name.partition("/")[0]
+        for weight in quantized.weights
+        if weight.name.endswith(("kernel:0", "bias:0"))
+        and np.any(weight.numpy() != before[weight.name])
+    }
+    assert changed == {"quant_logits"} or changed == {"logits"}
+
+
 def test_weights_of_a_checkpoint_fit_the_model_made_anew() -> None:
     model = network(plain_convolutions)
 

@@ -674,8 +674,12 @@ def test_a_frozen_half_of_both_ways_stays_frozen(frozen: str, dropout: float) ->
     model = of_words(body)
     assert len(model.trainable_weights) == 1 + 3 + 2
     quantized = quantize(model, Quantization(), sparse=False).model
+    words = inputs_of(model, 0)
+    quantized(words, training=True)
     for each in (copy_model(model), rewrite(model).model, to_keras3(model), quantized):
         assert len(each.trainable_weights) == len(model.trainable_weights), each.name
+        error = np.abs(np.asarray(each(words)) - model(words)).max()
+        assert error < 0.05 * np.ptp(model(words)), each.name
     parts = [weight.name for weight in quantized.trainable_weights if "memory" in weight.name]
     assert not any(frozen in name for name in parts)
 
