@@ -387,7 +387,15 @@ MASKED: dict[str, Body] = {
 }
 
 
-@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[] if name in ("zeroed states", "with and without") else pytest.mark.slow
+        )
+        for name in MASKED
+    ],
+)
 def test_padding_does_not_reach_the_states(name: str) -> None:
     """Also in front of a sequence, and in a sequence of nothing else."""
     model = of_words(lambda w: MASKED[name](embedded(w, mask=True)))
@@ -662,8 +670,15 @@ def test_what_is_frozen_inside_of_a_wrapper_stays_frozen() -> None:
     )
 
 
-@pytest.mark.parametrize("frozen", ["forward", "backward"])
-@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["written out", "a loop"])
+@pytest.mark.parametrize(
+    ("frozen", "dropout"),  # with dropout it stays a loop
+    [
+        pytest.param("forward", 0.0, marks=pytest.mark.slow),
+        pytest.param("backward", 0.0, marks=pytest.mark.slow),
+        ("forward", 0.1),
+        pytest.param("backward", 0.1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_frozen_half_of_both_ways_stays_frozen(frozen: str, dropout: float) -> None:
     def body(words: Any) -> Any:
         memory = L.Bidirectional(L.SimpleRNN(3, unroll=True, dropout=dropout), name="memory")

@@ -360,15 +360,22 @@ def _restore(model: Any, quantized: Any) -> None:
     before = {layer.name: layer for layer in model.layers}
     for layer in quantized.layers:
         inner = without_wrapper(layer)
-        if inner is not layer and not inner.trainable:
-            layer._non_trainable_weights.extend(layer._trainable_weights)
-            del layer._trainable_weights[:]
         origin = before.get(inner.name)
-        if origin is None or type(origin) is not type(inner):
-            continue
-        frozen_alike(inner, origin)
-        if isinstance(inner, tf_keras.layers.BatchNormalization) and origin.synchronized:
-            inner.synchronized, inner.fused = True, False
+        if origin is not None and type(origin) is type(inner):
+            frozen_alike(inner, origin)
+            if isinstance(inner, tf_keras.layers.BatchNormalization) and origin.synchronized:
+                inner.synchronized, inner.fused = True, False
+        if inner is not layer:
+            _freeze(layer, inner)
+
+
+def _freeze(wrapper: Any, layer: Any) -> None:
+    """Takes what is frozen in a layer out of the weights that tfmot's wrapper trains."""
+    frozen = {id(weight) for weight in layer.non_trainable_weights}
+    given = [*wrapper._trainable_weights]
+    moved = [weight for weight in given if not layer.trainable or id(weight) in frozen]
+    wrapper._non_trainable_weights.extend(moved)
+    wrapper._trainable_weights[:] = [w for w in given if all(w is not each for each in moved)]
 
 
 def _without_quantizer(model: Any) -> dict[str, str]:
