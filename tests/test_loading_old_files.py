@@ -16,7 +16,7 @@ from tfdistill._keras import tf_keras
 from tfdistill.bridge.loading import load_model
 
 CONVOLUTION, NORMALIZATION, RELU, SCORES = "conv2d_1", "batch_normalization_1", "re_lu_1", "dense_1"
-_WEIGHTS = {
+_WEIGHTS: dict[str, dict[str, tuple[int, ...]]] = {
     CONVOLUTION: {"kernel": (3, 3, 1, 4), "bias": (4,)},
     NORMALIZATION: {each: (4,) for each in ("gamma", "beta", "moving_mean", "moving_variance")},
     RELU: {},
@@ -34,7 +34,8 @@ def configs(version: str) -> list[dict[str, Any]]:
     if not by_tensorflow:
         scaling = {"scale": 1.0, "mode": "fan_avg", "distribution": "uniform", "seed": None}
         glorot = {"class_name": "VarianceScaling", "config": scaling}
-    zeros, ones = ({"class_name": name, "config": {}} for name in ("Zeros", "Ones"))
+    zeros: dict[str, Any] = {"class_name": "Zeros", "config": {}}
+    ones = {**zeros, "class_name": "Ones"}
     nothing = dict.fromkeys(("regularizer", "constraint"))
     kernel = {
         "use_bias": True,

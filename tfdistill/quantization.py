@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
+from tfdistill.bridge.layer_configs import frozen_alike
 from tfdistill.bridge.layer_table import all_in
 from tfdistill.bridge.own_layers import KerasOperation
 from tfdistill.errors import ModelError, SettingError
@@ -345,6 +346,9 @@ def _quantized(
             transform.left_float[layer.name] += "; it is frozen, so that its zeros stay"
         return copy
 
+    for layer in model.layers:
+        if isinstance(layer, tf_keras.layers.Bidirectional):
+            layer.trainable = layer.trainable  # both halves alike: it is the order of the weights
     annotated = tf_keras.models.clone_model(model, clone_function=annotate)
     annotated.set_weights(model.get_weights())
     quantized = tfmot.quantization.keras.quantize_apply(annotated, _Scheme(transform))
@@ -352,17 +356,26 @@ def _quantized(
 
 
 def _restore(model: Any, quantized: Any) -> None:
-    """Sets what the configs of layers, which tfmot clones, forget."""
+    """Sets what tfmot forgets: what no config of a layer says, and that kernels are frozen."""
     before = {layer.name: layer for layer in model.layers}
     for layer in quantized.layers:
         inner = without_wrapper(layer)
         origin = before.get(inner.name)
-        if type(origin) is not type(inner):
-            continue
-        if isinstance(inner, tf_keras.layers.Bidirectional) and inner.trainable:
-            inner.backward_layer.trainable = origin.backward_layer.trainable
-        if isinstance(inner, tf_keras.layers.BatchNormalization) and origin.synchronized:
-            inner.synchronized, inner.fused = True, False
+        if origin is not None and type(origin) is type(inner):
+            frozen_alike(inner, origin)
+            if isinstance(inner, tf_keras.layers.BatchNormalization) and origin.synchronized:
+                inner.synchronized, inner.fused = True, False
+        if inner is not layer:
+            _freeze(layer, inner)
+
+
+def _freeze(wrapper: Any, layer: Any) -> None:
+    """Takes what is frozen in a layer out of the weights that tfmot's wrapper trains."""
+    frozen = {id(weight) for weight in layer.non_trainable_weights}
+    given = [*wrapper._trainable_weights]
+    moved = [weight for weight in given if not layer.trainable or id(weight) in frozen]
+    wrapper._non_trainable_weights.extend(moved)
+    wrapper._trainable_weights[:] = [w for w in given if all(w is not each for each in moved)]
 
 
 def _without_quantizer(model: Any) -> dict[str, str]:

@@ -106,7 +106,7 @@ def rebuild_layer(layer: Any, name: str, crossing: Crossing) -> Any:
         for key, attribute in adapter.given.items():
             if given[key] is not None:
                 config[key] = _rebuild_part(getattr(layer, attribute), crossing)
-        return target_class(**config)
+        return frozen_alike(target_class(**config), layer)
     except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         raise NoCounterpartError(f"{target.__name__} refuses its config: {error}") from error
 
@@ -158,9 +158,19 @@ def clone_tf_keras_layer(layer: Any, name: str, custom: CustomObjects) -> Any:
             made = type(layer).from_config(config)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise NoCounterpartError(f"it cannot be made from its config: {error}") from error
-    if isinstance(layer, tf_keras.layers.Bidirectional):
-        # Its config has the backward layer only where the user gave one.
-        made.backward_layer.trainable = layer.backward_layer.trainable
+    return frozen_alike(made, layer)
+
+
+def frozen_alike(made: Any, layer: Any) -> Any:
+    """A layer, with the halves frozen that are in `layer`: a Bidirectional's config forgets them.
+
+    Args:
+        made: A Bidirectional layer of either Keras, or another layer.
+        layer: What it was made from.
+    """
+    if type(layer).__name__ == "Bidirectional":
+        for half in ("forward_layer", "backward_layer"):
+            getattr(made, half).trainable = getattr(layer, half).trainable
     return made
 
 
