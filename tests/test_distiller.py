@@ -53,7 +53,7 @@ def _distiller(
         label_loss_weight=label_loss_weight,
     )
     for projection in distiller._projections.values():
-        kernel = np.random.default_rng(seed).normal(size=projection.kernel.shape)
+        kernel = np.random.default_rng(seed).normal(size=projection.get_weights()[0].shape)
         projection.set_weights([kernel])
     distiller.compile(
         optimizer or tf_keras.optimizers.SGD(0.05), loss, metrics=list(metrics), **settings
