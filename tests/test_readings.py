@@ -119,6 +119,10 @@ def test_a_quantized_student_has_its_scores(causal: bool) -> None:
     view(numbers, training=True)  # finds the ranges
     for _ in range(20):
         _, said = view(numbers, training=True)
+    hidden = read(quantized, "mixed", "rest", "pooled", "embedding", inputs=numbers).masks
+    assert set(hidden) == {"mixed", "rest", "embedding"}  # the model carries none any more
+    for each in hidden.values():
+        np.testing.assert_array_equal(each, numbers > 0)
     before = read(student, "attention:scores", inputs=numbers)
     mask = before.masks["attention:scores"].numpy()
     np.testing.assert_array_equal(said.masks["attention:scores"], mask)

@@ -43,7 +43,7 @@ def _trained(data: Any, losses: Any, epochs: int = 3, teacher: Any = None) -> li
     made = _teacher() if teacher is None else teacher
     distiller = td.Distiller(perceptron(tf_keras), made, losses, label_loss_weight=0.3)
     for projection in distiller._projections.values():
-        kernel = np.random.default_rng(2).normal(size=projection.kernel.shape)
+        kernel = np.random.default_rng(2).normal(size=projection.get_weights()[0].shape)
         projection.set_weights([kernel])
     distiller.compile(tf_keras.optimizers.SGD(0.05), "sparse_categorical_crossentropy")
     distiller.fit(data, epochs=epochs, verbose=0)

@@ -117,9 +117,12 @@ class _Output(Reading):
                 hint="Name another layer for the feature loss.",
             )
         self.shape = tuple(self.tensors[0].shape[1:])
+        self.tensors += _written_out_mask(model, self.tensors[0])
 
     def __call__(self, values: Sequence[Any]) -> tuple[Any, Any]:
-        (output,) = values
+        output, *written_out = values
+        if written_out:
+            return output, written_out[0] > 0.5
         # Where Keras looks for it, too. Without steps it would be of no axis.
         return output, getattr(output, "_keras_mask", None) if output.shape.rank > 2 else None
 
@@ -235,6 +238,31 @@ def _of_each_example(mask: Any, scores: Any) -> Any:
     sizes = tf.shape(scores)
     heads = mask.shape[1] if mask.shape.rank == 4 else 1
     return tf.broadcast_to(mask, [sizes[0], heads, sizes[2], sizes[3]])
+
+
+def _written_out_mask(model: Any, output: Any) -> list[Any]:
+    """The mask of the steps of a quantized student's layer, which it computes and does not carry.
+
+    Returns:
+        One tensor `[batch, steps]` of 0 and 1; none where there is no mask, or more than one that
+        it could be.
+    """
+    names = _by_name(model)
+    masked = {name for name in names if f"{name}/mask" in names}
+    if not masked or len(output.shape) != 3:
+        return []
+    found, seen, pending = [], set(), [output]
+    while pending:
+        history = pending.pop()._keras_history
+        if (id(history.layer), history.node_index) in seen:
+            continue
+        seen.add((id(history.layer), history.node_index))
+        pending += history.layer._inbound_nodes[history.node_index].keras_inputs
+        name = getattr(history.layer, "layer", history.layer).name
+        if name in masked:
+            found += _outputs_of(model, names[f"{name}/mask"])
+    fitting = [mask for mask in found if mask.shape[1:] == output.shape[1:2]]
+    return fitting if len(fitting) == 1 else []
 
 
 def _trained(layer: Any) -> list[Any]:

@@ -33,8 +33,9 @@ class Outputs(NamedTuple):
 
     Attributes:
         logits: `[batch, ..., classes]`, any floating type; the axes between may be time steps.
-        features: Layer name to that layer's output, `[batch, ...]`; holds every layer that a
-            loss of the Distiller names.
+        features: Layer name to that layer's output, `[batch, ...]`; `name:scores` to an attention
+            layer's scores, `[batch, heads, queries, keys]`; `name:weights` to a tuple of a layer's
+            weights. Holds what a loss of the Distiller names.
         softened: Of a stored teacher whose logits were not all kept: `repr` of a temperature to
             logits `[batch, classes]` that are right at that one. Else empty.
         mask: Of a student whose logits are `[batch, steps, classes]` and carry a Keras mask: bool
@@ -106,7 +107,10 @@ class Taught(NamedTuple):
 
 
 class Shapes(NamedTuple):
-    """The shapes of one model's `Outputs`, without the batch axis; None is an unknown size."""
+    """The shapes of one model's `Outputs`, without the batch axis; None is an unknown size.
+
+    Of a layer's weights, which have none, it is a tuple of their shapes.
+    """
 
     logits: tuple[int | None, ...]
     features: Mapping[str, tuple[int | None, ...]]
@@ -152,12 +156,12 @@ class DistillationLoss(abc.ABC):
 
     @property
     def teacher_layers(self) -> tuple[str, ...]:
-        """Names of the teacher's layers whose outputs this loss reads."""
+        """What this loss reads of the teacher's layers, as `Outputs.features` names it."""
         return ()
 
     @property
     def student_layers(self) -> tuple[str, ...]:
-        """Names of the student's layers whose outputs this loss reads."""
+        """What this loss reads of the student's layers, as `Outputs.features` names it."""
         return ()
 
     @property

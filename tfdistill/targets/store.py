@@ -78,7 +78,8 @@ def store_targets(
         views: How many views of each example; epochs walk through them.
         top_k: How many of the largest logits to keep; `None` for all.
         temperatures: With `top_k`, the temperatures of the losses.
-        layers: Names of the teacher's layers whose outputs losses read.
+        layers: Names of the teacher's layers whose outputs losses read; `name:scores` for the
+            scores of an attention layer.
         dtype: "float16" or "float32" for logits and features.
         seed: Of the views.
         data_name: Name and version of the data. With it, targets that are all stored are taken
