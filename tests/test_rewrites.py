@@ -641,6 +641,7 @@ def wrapped(words: Any) -> Any:
     return L.TimeDistributed(L.Dense(6), name="skipped")(L.Reshape((2, 4))(hidden))
 
 
+@pytest.mark.slow
 def test_wrappers_that_stay_have_a_reason(tmp_path: Path) -> None:
     model = of_words(lambda w: L.Flatten()(wrapped(w)))
     quantized = quantize(model, Quantization(skip=["skipped"]), sparse=True)
