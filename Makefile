@@ -50,7 +50,6 @@ $(STAMP): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || { \
 	  echo "tfdistill needs Python 3.10 to 3.13. Found: $$($(PYTHON) --version 2>&1)." \
 	       "Name another one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
-	@# Not compiled: Python compiles what it imports, which is a small part.
 	@# A .venv without pip is one whose making was interrupted, or whose Python is gone.
 	@$(RUN) -m pip --version > /dev/null 2>&1 || { \
 	  echo "[1/2] making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
@@ -58,4 +57,7 @@ $(STAMP): setup.cfg pyproject.toml
 	      "some 2 GB, a minute or more (log: $(LOG))"
 	@$(RUN) -m pip install --no-compile --progress-bar off --disable-pip-version-check -e '.[test]' \
 	  > $(LOG) 2>&1 || { tail -n 20 $(LOG) >&2; exit 1; }
+	@# pip compiles on one core. Without this, where PYTHONDONTWRITEBYTECODE is set, each process
+	@# would compile TensorFlow for itself; files for other Pythons may fail.
+	@$(RUN) -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 	@touch $@

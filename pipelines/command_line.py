@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import re
 import sys
+import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -83,14 +84,15 @@ def _plain_fields(kind: type) -> dict[str, tuple[Any, bool]]:
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         choices = [part for part in typing.get_args(hint) if part is not type(None)]
+        plain = [part for part in choices if part in _PLAIN]  # a number, where a schedule may be
         if hint in (*_PLAIN, bool):
             found[field.name] = (hint, False)
         elif bool in choices and any(typing.get_origin(part) is typing.Literal for part in choices):
             found[field.name] = (_bool_or_word, False)
         elif typing.get_origin(hint) in (tuple, Sequence) and choices[0] in _PLAIN:
             found[field.name] = (choices[0], True)
-        elif type(None) in typing.get_args(hint) and len(choices) == 1 and choices[0] in _PLAIN:
-            found[field.name] = (choices[0], False)
+        elif len(plain) == 1 and typing.get_origin(hint) in (typing.Union, types.UnionType):
+            found[field.name] = (plain[0], False)
     return found
 
 

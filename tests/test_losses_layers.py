@@ -96,7 +96,7 @@ def assert_equal(ours: Any, theirs: Any) -> None:
 # --- replicas ---
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@kinds(quick="texts")
 def test_two_replicas_are_one(kind: str, two_replicas: Any) -> None:
     """All losses in one: batches of 5, of which they get 3 and 2, and of 1, a replica without."""
     one = distilled(kind, KINDS[kind], 11)
@@ -152,7 +152,7 @@ def logs_of(kind: str, student: Any, taught: Any, projections: Any) -> tuple[dic
     return distiller.evaluate(inputs, batch_size=12, verbose=0, return_dict=True), distiller
 
 
-@kinds(quick="images")
+@kinds(quick="texts")
 def test_a_pruned_student_learns_the_same(kind: str) -> None:
     student = encoder(tf_keras, masked=False) if kind == "texts" else student_of(kind)
     named = td.Distiller(student, teacher_of(kind), KINDS[kind]).losses_taught

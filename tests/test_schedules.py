@@ -267,6 +267,7 @@ def test_two_replicas_are_one(two_replicas: Any) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_under_mixed_precision_the_count_is_of_the_inner_optimizer() -> None:
     tf_keras.mixed_precision.set_global_policy("mixed_float16")
     try:

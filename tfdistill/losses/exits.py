@@ -11,6 +11,7 @@ from tfdistill.errors import ModelError, SettingError
 from tfdistill.losses import functional
 from tfdistill.losses.base import DistillationLoss, Outputs, Shapes, shown
 from tfdistill.losses.shared import class_numbers, with_two_classes
+from tfdistill.schedules import Schedule
 
 __all__ = ["EarlyExits"]
 
@@ -52,7 +53,7 @@ class EarlyExits(DistillationLoss):
     layers: Sequence[str]
     temperature: float = 3.0
     label_weight: float = 0.7
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
     name: str = "early_exits"
 
     def __post_init__(self) -> None:

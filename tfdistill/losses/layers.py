@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.losses.base import DistillationLoss, Outputs, Shapes, shown
+from tfdistill.schedules import Schedule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,7 +54,7 @@ class LayerLoss(DistillationLoss):
 
     teacher_layer: str | Sequence[str]
     student_layer: str | Sequence[str] = AUTO
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
     name: str = "layer_loss"
 
     # What a subclass sets, as plain class attributes.
