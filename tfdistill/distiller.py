@@ -18,18 +18,20 @@ from tfdistill.errors import ModelError, SettingError
 from tfdistill.fitting import (
     build_projections,
     dtype_policy,
+    label_loss_of,
+    metrics_of,
+    named_results,
     own_errors,
     refuse_keras3,
+    regularization_of,
     require_same_classes,
     taken_over,
 )
 from tfdistill.labels import (
     LabelLoss,
     Labels,
-    accuracy_metric,
     check_unlabelled,
     known_labels,
-    per_example_label_loss,
 )
 from tfdistill.losses import DistillationLoss
 from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, check_losses
@@ -246,23 +248,12 @@ class Distiller(tf_keras.Model):
                 hint="XLA compiles the whole training step, and cannot call Python in it. Give the "
                 "teacher as a Keras model or a td.teachers.SavedModel to compile it.",
             )
-        if loss is None and self._parts.terms.needs_label_loss:
-            raise SettingError(
-                "`loss` must be given while `label_loss_weight` is > 0.",
-                received=f"loss=None, label_loss_weight={self.label_loss_weight}",
-                hint='Pass e.g. loss="sparse_categorical_crossentropy", or label_loss_weight=0.',
-            )
         view = self._parts.student
-        if loss is not None:
-            self._parts.label_loss = per_example_label_loss(
-                bridge.to_tf_keras_loss(loss), activation=view.activation
-            )
-        ends: dict[str, Any] = {"activation": view.activation, "units": view.classes}
+        given = label_loss_of(loss, view, weight=self.label_loss_weight)
+        self._parts.label_loss = given or self._parts.label_loss
         # An empty list, else Keras warns at every sample weight.
         wanted = {"metrics": metrics, "weighted_metrics": kwargs.pop("weighted_metrics", [])}
-        converted = tf.nest.map_structure(
-            lambda metric: accuracy_metric(bridge.to_tf_keras_metric(metric), **ends), wanted
-        )
+        converted = metrics_of(wanted, view)
         super().compile(optimizer=bridge.to_tf_keras_optimizer(optimizer), **converted, **kwargs)
         with self.distribute_strategy.scope():
             names = [*OWN_LOGS[:2], *(loss.name for loss in self.losses_taught), OWN_LOGS[2]]
@@ -382,10 +373,7 @@ class Distiller(tf_keras.Model):
 
     def _regularization(self) -> tf.Tensor:
         # Not `self.losses`: an average of the student has its regularizers, too.
-        trained = [self._student, *self._projections.values()]
-        # Under mixed precision those of activities are float16, those of weights float32.
-        losses = [tf.cast(loss, tf.float32) for model in trained for loss in model.losses]
-        return tf.add_n([tf.zeros([]), *losses])
+        return regularization_of([self._student, *self._projections.values()])
 
     def _log(self, step: Step, labels: Labels | None, sample_weight: Any) -> dict[str, tf.Tensor]:
         trackers = self._parts.trackers
@@ -398,7 +386,6 @@ class Distiller(tf_keras.Model):
             self.compiled_metrics.update_state(labels.values, predictions, sample_weight)
         absent = set() if "label_loss" in step.terms else {"label_loss"}
         results = {n: t.result() for n, t in trackers.items() if n not in absent}
-        for metric in self.compiled_metrics.metrics if labels is not None else ():
-            result = metric.result()
-            results.update(result if isinstance(result, Mapping) else {metric.name: result})
+        if labels is not None:
+            results |= named_results(self.compiled_metrics.metrics)
         return results

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tfdistill import bridge
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import DataError, ModelError, SettingError, TfdistillError
+from tfdistill.labels import LabelLoss, accuracy_metric, per_example_label_loss
 from tfdistill.losses import DistillationLoss, Shapes
-from tfdistill.outputs import is_functional
+from tfdistill.outputs import ModelView, is_functional
+from tfdistill.schedules import is_zero
 from tfdistill.targets.stored import unknown_examples
 
 __all__ = [
     "build_projections",
     "dtype_policy",
+    "label_loss_of",
+    "metrics_of",
+    "named_results",
     "own_errors",
     "refuse_keras3",
+    "regularization_of",
     "require_same_classes",
     "taken_over",
 ]
@@ -121,3 +127,51 @@ def dtype_policy(*models: Any) -> Any:
     policies = [layer.dtype_policy for model in models for layer in model.layers]
     mixed = [policy for policy in policies if policy.name == "mixed_float16"]
     return mixed[0] if mixed else None
+
+
+def label_loss_of(loss: Any, view: ModelView, *, weight: Any) -> LabelLoss | None:
+    """What `compile` was given as the label loss, as a function of each example.
+
+    Args:
+        loss: Of either Keras, or `None`.
+        view: The student that it is for.
+        weight: The label loss' weight: a number or a schedule.
+
+    Raises:
+        SettingError: It is missing, or does not fit what the student returns.
+    """
+    if loss is None and not is_zero(weight):
+        raise SettingError(
+            "`loss` must be given while `label_loss_weight` is > 0.",
+            received=f"loss=None, label_loss_weight={weight}",
+            hint='Pass e.g. loss="sparse_categorical_crossentropy", or label_loss_weight=0.',
+        )
+    if loss is None:
+        return None
+    return per_example_label_loss(bridge.to_tf_keras_loss(loss), activation=view.activation)
+
+
+def metrics_of(metrics: Any, view: ModelView) -> Any:
+    """Metrics of either Keras, in any structure, for what a student returns."""
+    return tf.nest.map_structure(
+        lambda metric: accuracy_metric(
+            bridge.to_tf_keras_metric(metric), activation=view.activation, units=view.classes
+        ),
+        metrics,
+    )
+
+
+def named_results(metrics: Iterable[Any]) -> dict[str, Any]:
+    """The results of compiled metrics by name; one metric may have several."""
+    results: dict[str, Any] = {}
+    for metric in metrics:
+        result = metric.result()
+        results |= result if isinstance(result, Mapping) else {metric.name: result}
+    return results
+
+
+def regularization_of(models: Iterable[Any]) -> tf.Tensor:
+    """The sum of what the models' regularizers add to the loss, float32."""
+    # Under mixed precision those of activities are float16, those of weights float32.
+    losses = [tf.cast(loss, tf.float32) for model in models for loss in model.losses]
+    return tf.add_n([tf.zeros([]), *losses])

@@ -13,12 +13,16 @@ from tfdistill.errors import ModelError, SettingError
 from tfdistill.fitting import (
     build_projections,
     dtype_policy,
+    label_loss_of,
+    metrics_of,
+    named_results,
     own_errors,
     refuse_keras3,
+    regularization_of,
     require_same_classes,
     taken_over,
 )
-from tfdistill.labels import LabelLoss, Labels, accuracy_metric, per_example_label_loss
+from tfdistill.labels import LabelLoss, Labels
 from tfdistill.losses import DistillationLoss, SoftTargets
 from tfdistill.losses.base import OWN_LOGS, Outputs, check_losses
 from tfdistill.matching import match_layers
@@ -207,29 +211,17 @@ class MutualDistiller(tf_keras.Model):
         Raises:
             SettingError: The loss is missing or does not fit what a student returns.
         """
-        if loss is None and self._parts.members[0].labelled.needs_label_loss:
-            raise SettingError(
-                "`loss` must be given while `label_loss_weight` is > 0.",
-                received=f"loss=None, label_loss_weight={self.label_loss_weight}",
-                hint='Pass e.g. loss="sparse_categorical_crossentropy", or label_loss_weight=0.',
-            )
+        label_losses = [
+            label_loss_of(loss, member.view, weight=self.label_loss_weight)
+            for member in self._parts.members
+        ]
         wanted = {"metrics": metrics, "weighted_metrics": kwargs.pop("weighted_metrics", [])}
         super().compile(optimizer=bridge.to_tf_keras_optimizer(optimizer), **kwargs)
         with self.distribute_strategy.scope():
             self._parts.loss = tf_keras.metrics.Mean(name="loss")
-            for member in self._parts.members:
-                view = member.view
-                if loss is not None:
-                    member.label_loss = per_example_label_loss(
-                        bridge.to_tf_keras_loss(loss), activation=view.activation
-                    )
-                ends: dict[str, Any] = {"activation": view.activation, "units": view.classes}
-                own = tf.nest.map_structure(
-                    lambda metric, ends=ends: _copy(
-                        accuracy_metric(bridge.to_tf_keras_metric(metric), **ends)
-                    ),
-                    wanted,
-                )
+            for member, label_loss in zip(self._parts.members, label_losses, strict=True):
+                member.label_loss = label_loss
+                own = tf.nest.map_structure(_copy, metrics_of(wanted, member.view))
                 member.scorer.compile(**own)
                 names = [*OWN_LOGS[:2], *(each.name for each in self.losses_taught)]
                 member.trackers = {
@@ -341,8 +333,7 @@ class MutualDistiller(tf_keras.Model):
         )
 
     def _regularization(self) -> tf.Tensor:
-        # Under mixed precision those of activities are float16, those of weights float32.
-        return tf.add_n([tf.zeros([]), *(tf.cast(loss, tf.float32) for loss in self.losses)])
+        return regularization_of([*self._students, *self._projections.values()])
 
     def _log(
         self, steps: Sequence[Step], regularization: Any, labels: Any, sample_weight: Any
@@ -361,10 +352,8 @@ class MutualDistiller(tf_keras.Model):
             if labels is None:
                 continue
             member.scorer.compiled_metrics.update_state(labels, step.predictions, sample_weight)
-            for metric in _compiled(member):
-                result = metric.result()
-                named = result if isinstance(result, Mapping) else {metric.name: result}
-                results |= {f"{member.name}_{name}": value for name, value in named.items()}
+            named = named_results(_compiled(member))
+            results |= {f"{member.name}_{name}": value for name, value in named.items()}
         return results
 
 

@@ -40,6 +40,14 @@ class LogitsLoss(DistillationLoss):
         """What of this loss makes no sense with one or two classes, or ""."""
         return ""
 
+    def _values(self, teacher: Outputs, student: Outputs) -> Any:
+        """The loss of each step of each example, `[batch, ...]`."""
+        raise NotImplementedError
+
+    def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
+        """The loss of each example, `[batch]`, before `weight`."""
+        return mean_over_steps(self._values(teacher, student), student.mask)
+
     def build(self, teacher: Shapes, student: Shapes) -> None:
         """Refuses logits that are not `[batch, ..., classes]` with the same classes.
 
@@ -138,8 +146,7 @@ class SoftTargets(LogitsLoss):
     def _relates_classes(self) -> str:
         return "standardize=True" if self.standardize else ""
 
-    def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
-        """The loss of each example, `[batch]`, before `weight`."""
+    def _values(self, teacher: Outputs, student: Outputs) -> Any:
         divergence = _DIVERGENCES[self.divergence]
         temperature: Any = self.temperature
         if isinstance(temperature, AdaptiveTemperature):
@@ -149,7 +156,7 @@ class SoftTargets(LogitsLoss):
             ours = functional.standardized(student.logits)
         else:
             theirs, ours = teacher.logits_at(temperature), student.logits
-        return mean_over_steps(divergence(theirs, ours, temperature), student.mask)
+        return divergence(theirs, ours, temperature)
 
 
 @dataclass(frozen=True)
@@ -186,14 +193,10 @@ class HardTargets(LogitsLoss):
         self._set_number("threshold", ">=", below=1, hint="0 takes every example; 0.95 is usual.")
         self._set_number("label_smoothing", ">=", below=1, hint="0 smooths nothing; 0.1 is usual.")
 
-    def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
-        """The loss of each example, `[batch]`, before `weight`."""
+    def _values(self, teacher: Outputs, student: Outputs) -> Any:
         # Of top-k targets the largest logit is right at every temperature, its probability is not.
         logits = teacher.logits_at(1.0) if self.threshold > 0 else teacher.logits
-        values = functional.hard_targets(
-            logits, student.logits, self.threshold, self.label_smoothing
-        )
-        return mean_over_steps(values, student.mask)
+        return functional.hard_targets(logits, student.logits, self.threshold, self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -218,11 +221,8 @@ class LogitsMSE(LogitsLoss):
     weight: float | Schedule = 1.0
     name: str = "logits_mse"
 
-    def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
-        """The loss of each example, `[batch]`, before `weight`."""
-        return mean_over_steps(
-            functional.logits_mse(teacher.all_logits(), student.logits), student.mask
-        )
+    def _values(self, teacher: Outputs, student: Outputs) -> Any:
+        return functional.logits_mse(teacher.all_logits(), student.logits)
 
 
 @dataclass(frozen=True)
@@ -248,11 +248,8 @@ class CenteredMSE(LogitsLoss):
     weight: float | Schedule = 1.0
     name: str = "centered_mse"
 
-    def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
-        """The loss of each example, `[batch]`, before `weight`."""
-        return mean_over_steps(
-            functional.centered_mse(teacher.all_logits(), student.logits), student.mask
-        )
+    def _values(self, teacher: Outputs, student: Outputs) -> Any:
+        return functional.centered_mse(teacher.all_logits(), student.logits)
 
 
 @dataclass(frozen=True)
@@ -285,12 +282,9 @@ class ProbabilityMSE(LogitsLoss):
         super().__post_init__()
         self._set_number("temperature", ">", hint=_TEMPERATURE, scheduled=True)
 
-    def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
-        """The loss of each example, `[batch]`, before `weight`."""
+    def _values(self, teacher: Outputs, student: Outputs) -> Any:
         logits = teacher.logits_at(self.temperature)
-        return mean_over_steps(
-            functional.probability_mse(logits, student.logits, self.temperature), student.mask
-        )
+        return functional.probability_mse(logits, student.logits, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -322,13 +316,9 @@ class BinaryTargets(LogitsLoss):
         super().__post_init__()
         self._set_number("temperature", ">", hint=_TEMPERATURE, scheduled=True)
 
-    def call(self, teacher: Outputs, student: Outputs, projection: Any = None) -> Any:
-        """The loss of each example, `[batch]`, before `weight`."""
+    def _values(self, teacher: Outputs, student: Outputs) -> Any:
         # Not logits_at: top-k targets are right for a softmax only.
-        return mean_over_steps(
-            functional.binary_targets(teacher.all_logits(), student.logits, self.temperature),
-            student.mask,
-        )
+        return functional.binary_targets(teacher.all_logits(), student.logits, self.temperature)
 
 
 @dataclass(frozen=True)
