@@ -242,7 +242,7 @@ def text_model() -> Any:
     return keras.Model(tokens, [steps, last, layers.GlobalAveragePooling1D()(attended)])
 
 
-@pytest.mark.parametrize("reloaded", [False, True])
+@pytest.mark.parametrize("reloaded", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_masks_go_on_in_the_other_keras(reloaded: bool, tmp_path: Path) -> None:
     original = randomize(text_model())
     if reloaded:  # its masks are computed a second time in the graph
@@ -291,7 +291,7 @@ def text_encoder(end: Any, blocks: int = 2, **settings: Any) -> Any:
             0,
             marks=pytest.mark.slow,
         ),
-        (lambda: text_encoder(lambda x: x[:, 0]), 1),
+        pytest.param(lambda: text_encoder(lambda x: x[:, 0]), 1, marks=pytest.mark.slow),
         (lambda: text_encoder(layers.LSTM(3)), 1),
     ],
     ids=["one block", "three blocks", "normalized first", "first word", "recurrent"],

@@ -284,7 +284,7 @@ def test_tfmot_still_refuses_blocks_of_a_convolution() -> None:
         tfmot.sparsity.keras.prune_low_magnitude(model, block_size=(4, 2))
 
 
-@pytest.mark.parametrize("steps", [1, 3, 57, 1000])
+@pytest.mark.parametrize("steps", [1, 3, 57, pytest.param(1000, marks=pytest.mark.slow)])
 def test_the_sparsity_is_reached_in_any_number_of_steps(steps: int) -> None:
     model = sequence([8], LAYERS.Dense(6, name="logits"))
     pruning = Pruning()
@@ -355,7 +355,7 @@ def test_a_zero_that_moved_is_noticed_and_its_kernel_named(pruning: Pruning) -> 
     assert "logits" not in str(raised.value)
 
 
-@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+@pytest.mark.parametrize("pattern", ["unstructured", pytest.param("2:4", marks=pytest.mark.slow)])
 def test_pruning_goes_on_from_the_weights_of_a_checkpoint(pattern: str) -> None:
     pruning = PATTERNS[pattern]
     model = sequence([8], LAYERS.Dense(8, name="hidden"), LAYERS.Dense(8, name="logits"))

@@ -295,7 +295,14 @@ TEXT: dict[str, tuple[Body, dict[str, str]]] = {
     ),
 }
 
-_TEXT_ALIKE = ("GRU", "LSTM", "both ways, averaged", "simple")  # much like "both ways"
+_TEXT_ALIKE = (
+    "GRU",
+    "LSTM",
+    "both ways, averaged",
+    "simple",
+    "causal",
+    "encoder",
+)  # much like the others
 
 
 @pytest.mark.parametrize(
@@ -391,9 +398,7 @@ MASKED: dict[str, Body] = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(
-            name, marks=[] if name in ("zeroed states", "with and without") else pytest.mark.slow
-        )
+        pytest.param(name, marks=[] if name == "with and without" else pytest.mark.slow)
         for name in MASKED
     ],
 )

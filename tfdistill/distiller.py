@@ -16,6 +16,7 @@ from tfdistill.adversarial import Adversarial, check_adversarial
 from tfdistill.bridge.layer_configs import copy_model
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.fitting import (
+    build_optimizer,
     build_projections,
     dtype_policy,
     label_loss_of,
@@ -274,6 +275,8 @@ class Distiller(tf_keras.Model):
             TeacherError: The teacher runs outside of TensorFlow and failed on a batch.
         """
         refuse_keras3(super().fit, args, kwargs)
+        if self._is_compiled:
+            build_optimizer(self)
         try:
             with own_errors(), self._teacher_failures_since("`fit` began"):
                 return super().fit(*args, **kwargs)

@@ -17,6 +17,7 @@ from tfdistill.schedules import is_zero
 from tfdistill.targets.stored import unknown_examples
 
 __all__ = [
+    "build_optimizer",
     "build_projections",
     "dtype_policy",
     "label_loss_of",
@@ -120,6 +121,17 @@ def build_projections(
     """
     built = {loss.name: loss.build(teacher, student) for loss in losses}
     return {name: layer for name, layer in built.items() if layer is not None}
+
+
+def build_optimizer(model: Any) -> None:
+    """Makes a compiled model's optimizer variables now.
+
+    Made within the first step, they would let TensorFlow trace that step twice.
+    """
+    build = getattr(model.optimizer, "build", None)  # those of tf_keras.optimizers.legacy lack it
+    if build is not None:
+        with model.distribute_strategy.scope():
+            build(model.trainable_variables)
 
 
 def dtype_policy(*models: Any) -> Any:

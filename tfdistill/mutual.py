@@ -11,6 +11,7 @@ from tfdistill import bridge
 from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.fitting import (
+    build_optimizer,
     build_projections,
     dtype_policy,
     label_loss_of,
@@ -245,6 +246,8 @@ class MutualDistiller(tf_keras.Model):
             DataError: The data are a `PyDataset` of Keras 3.
         """
         refuse_keras3(super().fit, args, kwargs)
+        if self._is_compiled:
+            build_optimizer(self)
         try:
             with own_errors():
                 return super().fit(*args, **kwargs)

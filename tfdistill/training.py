@@ -23,6 +23,7 @@ from tensorflow.python.eager import context
 from tfdistill._keras import tf, tf_keras
 from tfdistill.data.datasets import skip_epochs
 from tfdistill.errors import NonFiniteLossError
+from tfdistill.fitting import build_optimizer
 from tfdistill.runs.run import Stage
 
 _KERAS_SEEDS = tf_keras.src.backend._SEED_GENERATOR
@@ -169,8 +170,7 @@ def train(
 
 def _variables(model: Any) -> list[Any]:
     """Everything that training changes, in an order that only depends on the model."""
-    with model.distribute_strategy.scope():
-        model.optimizer.build(model.trainable_variables)
+    build_optimizer(model)
     candidates = [*model.weights, *model.optimizer.variables]
     return list({id(variable): variable for variable in candidates}.values())
 
