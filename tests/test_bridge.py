@@ -18,6 +18,7 @@ from crossings import (
 
 from tfdistill import bridge
 from tfdistill._keras import keras, tf, tf_keras
+from tfdistill.bridge import equality
 from tfdistill.errors import ConversionError
 
 layers = keras.layers
@@ -345,3 +346,35 @@ def test_copying_back_lists_what_does_not_fit_and_writes_nothing() -> None:
     assert "logits: not in `source`" in message
     assert "projection: not in `target`" in message
     assert_unchanged(original, before)
+
+
+# --- rounding ------------------------------------------------------------------------------
+
+
+def unstable(library: Any) -> Any:
+    """A network that blows rounding errors up, as deep ones of random weights do."""
+    inputs = x = library.Input((4, 4, 6))
+    for place in range(3):  # takes nearly all of each number away, where roundings are left
+        x = library.layers.Conv2D(6, 1, name=f"mixed_{place}")(x)
+        x = library.layers.BatchNormalization(name=f"norm_{place}")(x)
+    model = library.Model(inputs, x)
+    random = np.random.default_rng(0)
+    large = np.full(6, 3000.0)
+    for place in range(3):
+        kernel = random.normal(size=(1, 1, 6, 6))
+        model.get_layer(f"mixed_{place}").set_weights([kernel, large])
+        model.get_layer(f"norm_{place}").set_weights([np.ones(6), np.zeros(6), large, np.ones(6)])
+    return model
+
+
+def test_roundings_that_a_network_enlarges_are_no_difference() -> None:
+    ours, theirs = unstable(keras), unstable(tf_keras)
+    inputs, expected = equality.inputs_and_outputs(ours)
+    (error,) = equality._output_errors(expected, equality.outputs_of(theirs, inputs)).values()
+    assert error > 2 * equality.MAX_RELATIVE_ERROR, "too tame a network to test anything"
+    equality.check_outputs(ours, theirs)
+
+    kernel, bias = theirs.get_layer("mixed_1").get_weights()
+    theirs.get_layer("mixed_1").set_weights([kernel, bias + 0.01])
+    with pytest.raises(ConversionError, match=r"1 of 1 comparisons differ, the worst output 0"):
+        equality.check_outputs(ours, theirs)
