@@ -285,7 +285,9 @@ def text_encoder(end: Any, blocks: int = 2, **settings: Any) -> Any:
         pytest.param(
             lambda: text_encoder(layers.GlobalAveragePooling1D(), 1), 0, marks=pytest.mark.slow
         ),
-        (lambda: text_encoder(layers.GlobalAveragePooling1D(), 3), 2),
+        pytest.param(
+            lambda: text_encoder(layers.GlobalAveragePooling1D(), 3), 2, marks=pytest.mark.slow
+        ),
         pytest.param(
             lambda: text_encoder(layers.GlobalAveragePooling1D(), first=True),
             0,

@@ -13,10 +13,14 @@ from benchmarks.coverage import COLUMNS, FAMILIES, OTHERS, measure, table
     "name",
     [
         "keras/two inputs",
-        "keras/DS-CNN",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("keras/transformer", "keras/U-Net", "tf_keras/MobileNetV3Small")
+            for name in (
+                "keras/DS-CNN",
+                "keras/transformer",
+                "keras/U-Net",
+                "tf_keras/MobileNetV3Small",
+            )
         ),
     ],
 )

@@ -130,7 +130,13 @@ SEEDED: dict[str, Callable[[int, Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("build", SEEDED.values(), ids=SEEDED.keys())
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(build, marks=[pytest.mark.slow] if "augmented" in name else [], id=name)
+        for name, build in SEEDED.items()
+    ],
+)
 def test_the_kth_iterator_gives_the_kth_order(
     build: Callable[[int, Path], Any], tiny_dir: Path
 ) -> None:

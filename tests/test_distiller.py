@@ -180,9 +180,14 @@ def test_teacher_agreement_counts_every_example_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "activation"), [(3, "softmax"), (1, "sigmoid")], ids=["softmax", "sigmoid"]
+    ("library", "classes", "activation"),
+    [
+        (keras, 3, "softmax"),
+        (tf_keras, 1, "sigmoid"),
+        pytest.param(keras, 1, "sigmoid", marks=pytest.mark.slow),
+        pytest.param(tf_keras, 3, "softmax", marks=pytest.mark.slow),
+    ],
 )
-@each_library
 def test_probabilities_are_taught_as_their_logits(
     library: Any, classes: int, activation: str
 ) -> None:

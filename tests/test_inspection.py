@@ -82,8 +82,8 @@ def dense(library: Any = tf_keras, *middle: Any, shape: Any = (8,), **settings: 
     ("name", "kind"),
     [
         ("keras.keras", "Keras 3 model"),
-        ("keras.h5", "Keras 3 model"),
-        ("tf_keras.keras", "tf_keras model"),
+        pytest.param("keras.h5", "Keras 3 model", marks=pytest.mark.slow),
+        pytest.param("tf_keras.keras", "tf_keras model", marks=pytest.mark.slow),
         ("tf_keras.h5", "tf_keras model"),
         ("saved", "tf_keras model"),
     ],

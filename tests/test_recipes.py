@@ -102,6 +102,12 @@ def test_an_error_is_one_line_and_its_kind_the_exit_status(
     assert said == "error: `sparsity` must be in (0, 1). Received: 2.0.\n"
     assert image_classification.main(["--dataset", "digitz"]) == 2
     assert "digits" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # a whole recipe; the exception itself is raised in test_pipeline.py
+def test_an_artifact_beyond_its_limits_is_exit_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     impossible = ["--limits-max-output-error-steps", "1e-6", "--export-formats", "int8"]
     quick = ["--no-pruning", "--no-quantization", "--no-baseline"]
     assert image_classification.main([*_SHORT, *impossible, *quick]) == 1
@@ -127,9 +133,17 @@ def test_the_demo_is_a_function_first() -> None:
         (["--teacher", "teacher.h5"], "The teacher's file must end in .keras"),
         (["--pruning-skip", "conv99"], "`conv99` must be a layer of the student."),
         (["--export-label-names", "a", "b"], "`label_names` must be 10 names"),
-        (["--run-dir", "notes/a.txt/run"], "`notes/a.txt/run` must be readable and writable."),
+        pytest.param(
+            ["--run-dir", "notes/a.txt/run"],
+            "`notes/a.txt/run` must be readable and writable.",
+            marks=pytest.mark.slow,
+        ),
         (["--run-dir", "notes"], "`run_dir` must be empty or hold a run of this library."),
-        (["--teacher", "notes/a.txt/t.keras"], "must be readable and writable."),
+        pytest.param(
+            ["--teacher", "notes/a.txt/t.keras"],
+            "must be readable and writable.",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_the_run_would_refuse_is_refused_before_the_teacher_is_trained(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pipeline_process import main as run_here
 
-from tfdistill.runs.run import RunDirectory
+from tfdistill.errors import RunDirectoryError
 
 _SCRIPT = Path(__file__).with_name("pipeline_process.py")
 _STAGES = ("distillation", "baseline", "pruning", "quantization")
@@ -142,15 +142,27 @@ def test_damaged_files_are_named_and_made_again(uninterrupted: Path, tmp_path: P
     _assert_same(uninterrupted, run_dir)
 
 
+_HOLD = """
+import sys
+from tfdistill.runs.run import RunDirectory
+with RunDirectory(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_a_second_run_on_the_directory_is_refused(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    with RunDirectory(run_dir):
-        second = subprocess.run(
-            [sys.executable, str(_SCRIPT), str(run_dir)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-    assert second.returncode != 0
-    assert "`run_dir` must not be in use by another run." in second.stderr
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(run_dir)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(
+            RunDirectoryError, match=r"`run_dir` must not be in use by another run\."
+        ):
+            run_here(str(run_dir), pruning_epochs=1)
+        other.communicate()

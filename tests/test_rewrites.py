@@ -218,7 +218,7 @@ _ALIKE = (
     *("rescaling by channel", "after concatenation", "strides over time", "joined over time"),
     *("larger over time", "product of three", "groups", "larger images", "squeeze"),
     *("hard sigmoid of tf_keras", "depthwise over time", "images at each step"),
-    *("after two readers", "after dense", "over past time", "separable over time"),
+    *("after two readers", "after dense", "over past time", "separable over time", "frames"),
     *("swish in a layer", "hard sigmoid", "sum of three", "steps of steps"),
 )
 
@@ -296,6 +296,7 @@ TEXT: dict[str, tuple[Body, dict[str, str]]] = {
 }
 
 _TEXT_ALIKE = (
+    "both ways",
     "GRU",
     "LSTM",
     "both ways, averaged",

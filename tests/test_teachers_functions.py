@@ -260,7 +260,9 @@ FAILURES: dict[str, tuple[Callable[[Any], Any], str, type[Exception] | None]] = 
 }
 
 
-@pytest.mark.parametrize("eager", [False, True], ids=["traced", "eager"])
+@pytest.mark.parametrize(
+    "eager", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "eager"]
+)
 @pytest.mark.parametrize("kind", FAILURES)
 def test_failure_of_fit_is_named_with_its_batch(kind: str, eager: bool) -> None:
     answer, received, cause = FAILURES[kind]
