@@ -6,8 +6,8 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 LOG    := $(VENV)/install.log
-# One worker a core of a small machine; a file's tests stay in one process.
-WORKERS ?= 2
+# For two cores: many tests wait for processes of their own. A file's tests stay in one process.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
