@@ -55,12 +55,19 @@ def convolutional() -> Any:
     )
 
 
-def fit(wrapped: Any, *, epochs: int = 1, initial_epoch: int = 0, seed: int = 0) -> None:
+def fit(
+    wrapped: Any,
+    *,
+    epochs: int = 1,
+    initial_epoch: int = 0,
+    seed: int = 0,
+    learning_rate: float = 0.01,
+) -> None:
     """Three steps an epoch on random numbers."""
     generator = np.random.default_rng(seed)
     inputs = generator.normal(size=[12, *wrapped.inputs[0].shape[1:]]).astype(np.float32)
     targets = generator.normal(size=[12, *wrapped.outputs[0].shape[1:]]).astype(np.float32)
-    wrapped.compile(tf_keras.optimizers.SGD(0.01), "mse")
+    wrapped.compile(tf_keras.optimizers.SGD(learning_rate), "mse")
     wrapped.fit(
         inputs,
         targets,
@@ -278,10 +285,32 @@ def test_blocks_of_a_matrix_one_block_high_or_wide(shape: tuple[int, int]) -> No
 
 
 def test_tfmot_still_refuses_blocks_of_a_convolution() -> None:
-    """If this fails, `_PruneBlocks` may have become unnecessary."""
+    """If this fails, blocks may be left to tfmot."""
     model = sequence([7, 7, 3], LAYERS.Conv2D(8, 3))
     with pytest.raises(ValueError, match="2-dimensional weights"):
         tfmot.sparsity.keras.prune_low_magnitude(model, block_size=(4, 2))
+
+
+def test_weights_of_one_size_are_pruned_as_others() -> None:
+    """A kernel of hundreds of thousands of weights has two of the threshold's size by chance."""
+    kernel = np.tile([0.5, -0.5, 0.5, -0.5, 0.1, -0.7], [8, 1])
+    model = sequence([8], LAYERS.Dense(6, name="logits"))
+    model.get_layer("logits").set_weights([kernel, np.zeros(6)])
+    pruning = Pruning()
+    plan = plan_pruning(model, pruning)
+
+    def pruned(wrapped: Any) -> np.ndarray:
+        fit(wrapped, learning_rate=0.0)
+        return strip(wrapped).get_layer("logits").get_weights()[0]
+
+    ours = wrap_for_pruning(model, pruning, plan, steps=1)
+    schedule = ours.layers[-1].pruning_schedule
+    found = pruned(ours)
+    assert np.count_nonzero(found == 0) == 36
+    np.testing.assert_array_equal(found[:, 5], kernel[:, 5].astype(np.float32))  # the largest
+
+    theirs = tfmot.sparsity.keras.prune_low_magnitude(model, schedule)
+    assert np.count_nonzero(pruned(theirs) == 0) == 8  # not even half of 36
 
 
 @pytest.mark.parametrize("steps", [1, 3, 57, pytest.param(1000, marks=pytest.mark.slow)])

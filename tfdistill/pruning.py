@@ -209,37 +209,33 @@ def _inside(layer: Any) -> list[Any]:
     return [leaf.layer for leaf in leaves_of(model)] if model is not None else [layer.layer]
 
 
-class _Prune(PruneLowMagnitude):
-    """tfmot's wrapper, also for layers that read or hand on masks, or run others."""
+class _Masks(pruning_impl.Pruning):
+    """tfmot's updates of masks, with as many zeros as asked for, and blocks of any kernel.
 
-    def __init__(self, layer: Any, **options: Any) -> None:
-        if _inside(layer):
-            layer.get_prunable_weights = lambda: prunable_weights(layer)
-        super().__init__(layer, **options)
-
-    def call(self, inputs: Any, training: Any = None, mask: Any = None, **kwargs: Any) -> Any:
-        """As tfmot's, which gives a mask to layers that do not take one."""
-        if "mask" in inspect.signature(self.layer.call).parameters:
-            kwargs["mask"] = mask
-        return super().call(inputs, training=training, **kwargs)
-
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        """The layer's; tfmot's wrapper hands none on."""
-        return self.layer.compute_mask(inputs, mask) if self.layer.supports_masking else None
-
-
-class _BlockPruning(pruning_impl.Pruning):
-    """Block pruning of kernels of any rank, each seen as the matrix [inputs, outputs].
-
-    tfmot's own is for rank 2, and fails where the matrix is only one block high or wide.
+    tfmot keeps all weights that equal the threshold. Its blocks are for kernels of rank 2, and
+    fail where the matrix is only one block high or wide; these see each kernel as the matrix
+    [inputs, outputs].
     """
 
     def _validate_block(self) -> None:
         """Every rank is fine here."""
 
+    def _update_mask(self, weights: tf.Tensor) -> Any:
+        magnitudes = tf.reshape(tf.abs(weights), [-1])
+        size = tf.size(magnitudes)
+        sparsity = self._pruning_schedule(self._step_fn())[1]
+        kept = tf.maximum(tf.round(tf.cast(size, tf.float32) * (1 - sparsity)), 1)  # as in tfmot
+        values, order = tf.math.top_k(magnitudes, k=size)  # of equal ones the first comes first
+        mask = tf.cast(tf.range(size) < tf.cast(kept, tf.int32), weights.dtype)
+        mask = tf.reshape(tf.scatter_nd(order[:, tf.newaxis], mask, [size]), weights.shape)
+        return values[tf.cast(kept, tf.int32) - 1], mask
+
     def _maybe_update_block_mask(self, weights: tf.Tensor) -> Any:
+        height, width = self._block_size
+        if height == width == 1:
+            return super()._maybe_update_block_mask(weights)
         matrix = tf.abs(tf.reshape(weights, [-1, weights.shape[-1]]))
-        (rows, columns), (height, width) = matrix.shape, self._block_size
+        rows, columns = matrix.shape
         grid = math.ceil(rows / height), math.ceil(columns / width)
         edge = [[0, grid[0] * height - rows], [0, grid[1] * width - columns]]
 
@@ -252,20 +248,39 @@ class _BlockPruning(pruning_impl.Pruning):
         return threshold, tf.reshape(mask[:rows, :columns], weights.shape)
 
 
-class _PruneBlocks(_Prune):
+class _Prune(PruneLowMagnitude):
+    """tfmot's wrapper, also for layers that read or hand on masks, or run others."""
+
     block_size: Any
 
+    def __init__(self, layer: Any, **options: Any) -> None:
+        if _inside(layer):
+            layer.get_prunable_weights = lambda: prunable_weights(layer)
+        super().__init__(layer, **options)
+
     def build(self, input_shape: Any) -> None:
-        block_size, self.block_size = self.block_size, (1, 1)  # tfmot refuses rank 4 otherwise
+        """As tfmot's, which refuses blocks of kernels of rank 4, with our masks."""
+        block_size, self.block_size = self.block_size, (1, 1)
         super().build(input_shape)
         self.block_size = block_size
-        self.pruning_obj = _BlockPruning(
+        self.pruning_obj = _Masks(
             training_step_fn=lambda: self.pruning_step,
             pruning_vars=self.pruning_vars,
             pruning_schedule=self.pruning_schedule,
             block_size=block_size,
             block_pooling_type=self.block_pooling_type,
+            sparsity_m_by_n=self.sparsity_m_by_n,
         )
+
+    def call(self, inputs: Any, training: Any = None, mask: Any = None, **kwargs: Any) -> Any:
+        """As tfmot's, which gives a mask to layers that do not take one."""
+        if "mask" in inspect.signature(self.layer.call).parameters:
+            kwargs["mask"] = mask
+        return super().call(inputs, training=training, **kwargs)
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        """The layer's; tfmot's wrapper hands none on."""
+        return self.layer.compute_mask(inputs, mask) if self.layer.supports_masking else None
 
 
 def wrap_for_pruning(model: Any, pruning: Pruning, plan: PruningPlan, steps: int) -> Any:
@@ -290,15 +305,13 @@ def wrap_for_pruning(model: Any, pruning: Pruning, plan: PruningPlan, steps: int
         frequency=frequency,
     )
     options: dict[str, Any] = {"pruning_schedule": schedule}
-    wrapper = _Prune
     if pruning.pattern == "2:4":
         options["sparsity_m_by_n"] = (2, 4)
     elif pruning.pattern == "block":
         options["block_size"] = pruning.block_size
-        wrapper = _PruneBlocks
 
     def wrap(layer: Any) -> Any:
-        return wrapper(layer, **options) if layer.name in plan.pruned else layer
+        return _Prune(layer, **options) if layer.name in plan.pruned else layer
 
     return tf_keras.models.clone_model(copy_model(model), clone_function=wrap)
 
