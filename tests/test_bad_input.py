@@ -189,6 +189,13 @@ def test_data_that_never_end_without_steps(
     with pytest.raises(td.DataError, match=message):
         run(train=endless)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_data_that_never_end_with_steps(
+    run: Callable[..., Any], digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    endless = tf.data.Dataset.from_tensor_slices(digits).batch(16).repeat()
     result = run(train=endless, steps_per_epoch=3)
     assert len(result.report.histories["distillation"]["loss"]) == 1
 

@@ -239,6 +239,7 @@ def test_what_stands_for_a_tf_function_in_tf_keras() -> None:
 # --- whole families ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mobile_net_of_the_third_kind_crosses_both_ways() -> None:
     original = keras.applications.MobileNetV3Small(input_shape=(32, 32, 3), weights=None, classes=4)
     converted = bridge.to_tf_keras(original)

@@ -112,6 +112,7 @@ def test_the_keras_file_is_the_student_as_it_came_in(
     )
 
 
+@pytest.mark.slow
 def test_what_is_missing_or_damaged_is_made_again(
     finished: tuple[td.Result, Path],
     digits: tuple[np.ndarray, np.ndarray],

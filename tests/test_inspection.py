@@ -210,12 +210,17 @@ _Make = Callable[[Any], list[Any]]
     "make",
     [
         lambda k: [k.Conv2D(4, 3, name="kernel"), k.ReLU()],
-        lambda k: [k.Conv2D(4, 3, name="kernel"), k.Activation("relu")],
         lambda k: [k.Conv2D(4, 3, name="kernel"), k.BatchNormalization(), k.ReLU()],
-        lambda k: [k.Conv2D(4, 3, activation="relu", name="kernel")],
-        lambda k: [k.DepthwiseConv2D(3, name="kernel"), k.ReLU(6.0)],
         lambda k: [k.Dense(4, name="kernel"), k.ReLU()],
-        lambda k: [k.Conv2D(4, 3, name="kernel"), k.MaxPooling2D()],
+        *(
+            pytest.param(make, marks=pytest.mark.slow)  # much like these
+            for make in (
+                lambda k: [k.Conv2D(4, 3, name="kernel"), k.Activation("relu")],
+                lambda k: [k.Conv2D(4, 3, activation="relu", name="kernel")],
+                lambda k: [k.DepthwiseConv2D(3, name="kernel"), k.ReLU(6.0)],
+                lambda k: [k.Conv2D(4, 3, name="kernel"), k.MaxPooling2D()],
+            )
+        ),
     ],
 )
 def test_hole_of_tfmot_is_named_where_tfmot_has_it(make: _Make) -> None:

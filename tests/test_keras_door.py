@@ -161,7 +161,8 @@ def test_the_cases_reach_both_kerases(seen: Look) -> None:
     assert package(Case("tensorflow", "1")) == "tf_keras"
 
 
-@pytest.mark.parametrize("switch", [None, pytest.param("0", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", [None, "0"])
 def test_plain_tfmot_does_change_them(seen: Look, switch: str | None) -> None:
     """The mistake that the door is for: without it, these cases would not be equal."""
     plain = seen("without", Case("tfmot", switch))

@@ -141,6 +141,7 @@ def test_model_without_a_graph_is_refused() -> None:
         layer_costs(keras.Sequential([keras.layers.Dense(2)]))
 
 
+@pytest.mark.slow
 def test_layers_and_file_agree_on_a_mobile_net() -> None:
     model = tf_keras.applications.MobileNet(weights=None, input_shape=(64, 64, 3), alpha=0.25)
     costs = layer_costs(model)

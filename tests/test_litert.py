@@ -94,6 +94,22 @@ def test_predict_quantizes_and_dequantizes_as_an_app_does(tmp_path: Path, kind: 
     np.testing.assert_array_equal(outputs, [alone(path, example) for example in inputs])
 
 
+def test_reference_kernels_compute_the_same_to_a_step(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tflite", dense(), "int8")
+    inputs = np.random.default_rng(1).uniform(-0.5, 1.5, [20, 16]).astype(np.float32)
+    fast, plain = LiteRTModel(path), LiteRTModel(path, reference_kernels=True)
+
+    (scale,) = fast.inspection.output_scales.values()
+    differences = fast.predict(inputs)["scores"] - plain.predict(inputs)["scores"]
+    assert scale is not None
+    assert np.abs(differences).max() <= 1.001 * scale
+    delegated = [
+        any(operator["op_name"] == "DELEGATE" for operator in each._interpreter._get_ops_details())
+        for each in (fast, plain)
+    ]
+    assert delegated == [True, False]
+
+
 def test_predict_takes_several_inputs_by_name(tmp_path: Path) -> None:
     first, second = LAYERS.Input([2], name="z"), LAYERS.Input([2], name="a")
     model = tf_keras.Model([first, second], LAYERS.Subtract(name="difference")([first, second]))

@@ -192,6 +192,7 @@ def test_without_labels_the_teacher_is_enough(
     assert isinstance(result.student, tf_keras.Model)
 
 
+@pytest.mark.slow
 def test_a_function_teaches_and_int8_is_calibrated_without_a_stage(
     teacher: Any, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:

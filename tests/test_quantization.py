@@ -299,7 +299,11 @@ ARCHITECTURES: dict[Callable[[Any], Any], dict[str, str]] = {
 }
 
 
-_ALIKE = (concatenated, dense, plain_convolutions, separable_1d)  # each a part of another
+# Each a part of another, or much like the rewrites of test_rewrites.py.
+_ALIKE = (
+    *(concatenated, dense, depthwise, plain_convolutions, separable, separable_1d, softmax),
+    transposed,
+)
 
 
 @pytest.mark.parametrize(

@@ -20,18 +20,6 @@ _SCRIPT = Path(__file__).with_name("pipeline_process.py")
 _STAGES = ("distillation", "baseline", "pruning", "quantization")
 
 
-def _run(run_dir: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(_SCRIPT), str(run_dir), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def _kill_when(run_dir: Path, appears: str) -> str:
     """Starts a run and kills it with SIGKILL as soon as a file of this pattern appears."""
     process = subprocess.Popen(
@@ -101,11 +89,16 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["amid stages", "at many more"],
 )
 def test_killed_at_many_moments_it_ends_in_the_same_bits(
-    uninterrupted: Path, tmp_path: Path, moments: tuple[str, ...]
+    uninterrupted: Path,
+    tmp_path: Path,
+    moments: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_dir = tmp_path / "run"
     said = [_kill_when(run_dir, moment) for moment in moments]
-    last = _run(run_dir)
+    capsys.readouterr()
+    run_here(str(run_dir), pruning_epochs=3)
+    last = capsys.readouterr().out
     for before, text in zip(moments, [*said[1:], last], strict=True):
         finished = _STAGES.index(before.split("/")[0]) if before.startswith(_STAGES) else 0
         assert all(f"{stage}: finished before" in text for stage in _STAGES[:finished])

@@ -219,7 +219,8 @@ _ALIKE = (
     *("larger over time", "product of three", "groups", "larger images", "squeeze"),
     *("hard sigmoid of tf_keras", "depthwise over time", "images at each step"),
     *("after two readers", "after dense", "over past time", "separable over time", "frames"),
-    *("swish in a layer", "hard sigmoid", "sum of three", "steps of steps"),
+    *("swish in a layer", "hard sigmoid", "sum of three", "steps of steps", "separable"),
+    *("squeeze, hard", "after transposed", "a model at each step", "over time"),
 )
 
 
@@ -356,6 +357,7 @@ def test_padding_is_still_ignored() -> None:
     assert np.max(np.abs(unmasked(words) - model(words))) > 0.01
 
 
+@pytest.mark.slow
 def test_a_mask_that_something_unknown_reads_is_put_back_before_it() -> None:
     def body(words: Any) -> Any:
         hidden = L.Dense(5, name="dense")(embedded(words, mask=True))
@@ -438,6 +440,7 @@ def test_padding_is_ignored_in_8_bits_too(skip: list[str]) -> None:
     assert np.abs(unmasked(words) - expected).max() > 0.2 * np.ptp(expected)
 
 
+@pytest.mark.slow
 def test_a_number_that_says_what_is_padding_is_not_rounded() -> None:
     def of_steps(*layers: Any) -> Any:
         values = steps = L.Input((WORDS, 3), name="steps")
@@ -609,6 +612,7 @@ def test_both_ways_are_joined_as_keras_does(mode: str) -> None:
     assert kernels == {f"memory/{way}{part}" for way in ways for part in ("", "/recurrent")}
 
 
+@pytest.mark.slow
 def test_what_is_joined_with_a_written_out_layer_has_one_range(tmp_path: Path) -> None:
     """Else the converter clips the larger to the range of the states, which is -1 to 1."""
 

@@ -348,6 +348,7 @@ def assert_loss_follows_the_schedules(curves: dict[str, Any], epochs: int) -> No
         assert curves["loss"][epoch] == pytest.approx(expected, rel=0.02), epoch
 
 
+@pytest.mark.slow
 def test_a_killed_stage_goes_on_in_its_schedules(tmp_path: Path) -> None:
     whole = _run(tmp_path / "whole", Remembering())
     assert_loss_follows_the_schedules(whole["distillation"], 4)

@@ -433,6 +433,7 @@ def test_nothing_is_cleared_while_another_process_settles(copied: Path) -> None:
 # --- memory
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_examples(tmp_path: Path) -> None:
     process = _start("memory", tmp_path)
     said, errors = process.communicate(timeout=300)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tfdistill.errors import ModelError
 from tfdistill.host import standard_error_held_back
@@ -221,7 +221,9 @@ def not_a_model(source: str, received: str) -> ModelError:
     )
 
 
-def load(content: bytes, source: str, num_threads: int = 1) -> Any:
+def load(
+    content: bytes, source: str, num_threads: int = 1, *, reference_kernels: bool = False
+) -> Any:
     """An `Interpreter`, not yet allocated, whose file has a sound structure.
 
     Raises:
@@ -231,7 +233,13 @@ def load(content: bytes, source: str, num_threads: int = 1) -> Any:
         raise not_a_model(source, f"{len(content)} bytes without the identifier TFL3")
     with standard_error_held_back(say_on_error=False):
         try:
-            return Interpreter(model_content=content, num_threads=num_threads)
+            return Interpreter(
+                model_content=content,
+                num_threads=num_threads,
+                experimental_op_resolver_type=OpResolverType.BUILTIN_REF
+                if reference_kernels
+                else OpResolverType.AUTO,
+            )
         except (RuntimeError, ValueError) as error:
             raise not_a_model(source, str(error).splitlines()[0]) from error
 

@@ -49,6 +49,8 @@ class LiteRTModel:
     Args:
         path_or_bytes: The file, or its content.
         num_threads: Threads that the runtime may use.
+        reference_kernels: Whether to compute by LiteRT's plain and slow kernels, which round
+            otherwise than the fast ones, by a step here and there: to see how much that matters.
 
     Attributes:
         inspection: What is in the file.
@@ -65,11 +67,17 @@ class LiteRTModel:
     """
 
     def __init__(
-        self, path_or_bytes: str | os.PathLike[str] | bytes, *, num_threads: int = 1
+        self,
+        path_or_bytes: str | os.PathLike[str] | bytes,
+        *,
+        num_threads: int = 1,
+        reference_kernels: bool = False,
     ) -> None:
         """Loads the file and makes it ready to run."""
         content, self._source = read(path_or_bytes)
-        self._interpreter = load(content, self._source, num_threads)
+        self._interpreter = load(
+            content, self._source, num_threads, reference_kernels=reference_kernels
+        )
         self.inspection: Inspection = inspect_content(content, self._source)
         self.inputs: tuple[TensorInterface, ...] = self.inspection.inputs
         self.outputs: tuple[TensorInterface, ...] = self.inspection.outputs
