@@ -147,6 +147,14 @@ def test_replicas_mix_their_own_rows_each_in_its_own_way(two_replicas: Any) -> N
     assert abs(shares[0] - shares[1]) > 0.01
 
 
+def test_images_may_lack_their_one_channel() -> None:
+    inputs, labels, _ = images(8)  # as many as they have rows and columns
+    batch, _ = mixed(CUTMIX, inputs, labels, step=2)
+    flat, _ = mixed(CUTMIX, inputs[..., 0], labels, step=2)
+    assert 0 < float(batch.labels.share) < 1
+    np.testing.assert_array_equal(flat.inputs, batch.inputs[..., 0])
+
+
 # --- what they teach ---
 
 
@@ -337,7 +345,7 @@ def test_a_stopped_run_ends_in_the_same_bits(
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(one, other)
     notes = json.loads((tmp_path / "whole/report.json").read_text())["details"]["notes"]
-    assert "The teacher was asked at each step: of Mixup each step has other examples." in notes
+    assert "The teacher was asked at each step: Mixup makes other examples at each step." in notes
     assert not (tmp_path / "whole/targets").exists()
 
 

@@ -100,7 +100,8 @@ def distill_in_turn(
         try:
             each.check(student, who)
         except TfdistillError as error:
-            raise type(error)(f"{name}: {error}") from error
+            error.args = (f"{name}: {error}",)
+            raise
     results: list[Result] = []
     for name, each, student in zip(names, pipelines, students, strict=True):
         terminal.heading(f"{name} of {len(students)}")

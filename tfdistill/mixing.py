@@ -201,7 +201,9 @@ class CutMix(Mixing):
         rows = _covered(_whole_below(height, of_row), height, share)
         inside = rows[:, tf.newaxis] & _covered(_whole_below(width, of_column), width, share)
         left = 1.0 - tf.reduce_mean(tf.cast(inside, tf.float32))
-        return tf.where(inside[..., tf.newaxis], others, own), left
+        # Keras takes images without their one channel, too.
+        inside = tf.reshape(inside, [1, height, width, *[1] * (own.shape.rank - 3)])
+        return tf.where(inside, others, own), left
 
 
 def check_mixing(mixing: Any, losses: Sequence[DistillationLoss]) -> Mixing | None:

@@ -144,7 +144,7 @@ def _why_not(asked: Distillation, data: RunData, views: int, epochs: int) -> str
     if asked.store_targets is False:
         return "store_targets=False"
     if asked.mixing is not None:
-        return f"of {type(asked.mixing).__name__} each step has other examples"
+        return f"{type(asked.mixing).__name__} makes other examples at each step"
     for loss in asked.losses:
         if any(map(reads_weights, loss.teacher_layers)):
             return f"the loss {loss.name} reads the teacher's weights"

@@ -260,12 +260,11 @@ def virtual_teacher(
     .. math:: T^2 \, \mathrm{KL}(p \| q), \quad p = \mathrm{softmax}(\log(u) / T), \quad
        u_y = a, \quad u_c = \frac{1 - a}{C - 1}, \; c \ne y
 
-    with `q` as in `soft_targets`, the label `y` and `C` classes. `p` is as one-sided as smoothed
-    labels, softened by the temperature as any teacher's distribution is. The paper has no factor
-    `T^2`; it is there for the reason that `soft_targets` has it. The authors' code softens
-    otherwise: it takes `softmax(u / T)`, which at `T = 20` is all but uniform, against the
-    student's distribution at temperature 1, and the mean over the classes times a factor that
-    it tunes.
+    with `q` as in `soft_targets`, the label `y` and `C` classes: `u` is a smoothed label, which the
+    temperature softens as it does any teacher's distribution. The paper has no factor `T^2`, which
+    is here for the reason that `soft_targets` has it. The authors' code softens otherwise: it takes
+    `softmax(u / T)`, which at `T = 20` is all but uniform, against the student's distribution at
+    temperature 1, and the mean over the classes times a factor of its own.
 
     Args:
         student_logits: `[batch, ..., classes]`; `[batch, ..., 1]` is binary, read as the logits
@@ -276,8 +275,8 @@ def virtual_teacher(
         temperature: Finite and > 0. Not checked here.
 
     Returns:
-        `[batch, ...]`, in nats times the squared temperature. 0 where the student is as sure of
-        the label, and of all others alike.
+        `[batch, ...]`, in nats times the squared temperature. 0 where the two
+        distributions are equal.
 
     Raises:
         DataError: The labels are neither class numbers nor one-hot rows.
