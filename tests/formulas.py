@@ -101,6 +101,18 @@ def probability_mse(teacher: Array, student: Array, temperature: float) -> Array
     return temperature**2 * np.square(p - q).sum(axis=-1)
 
 
+def virtual_teacher(student: Array, labels: Array, probability: float, temperature: float) -> Array:
+    """Class by class; the made-up distribution to the power of 1 / T, normalised."""
+    q = log_probabilities(student, temperature)
+    values = np.zeros(q.shape[:-1])
+    for index in np.ndindex(values.shape):
+        made_up = np.full(q.shape[-1], (1 - probability) / (q.shape[-1] - 1))
+        made_up[int(labels[index])] = probability
+        p = made_up ** (1 / temperature) / (made_up ** (1 / temperature)).sum()
+        values[index] = temperature**2 * (p * (np.log(p) - q[index])).sum()
+    return values
+
+
 def binary_targets(teacher: Array, student: Array, temperature: float) -> Array:
     """The mean of what soft targets are of each label alone."""
     alone = [
@@ -178,6 +190,10 @@ PAIRS = {
     "decoupled_kd": Pair(
         lambda t, s: functional.decoupled_kd(t, s, labels_of(s), 2.0, 1.5, 4.0),
         lambda t, s: decoupled_kd(t, s, labels_of(s).numpy(), 2.0, 1.5, 4.0),
+    ),
+    "virtual_teacher": Pair(
+        lambda t, s: functional.virtual_teacher(s, labels_of(s), 0.9, 2.0),
+        lambda t, s: virtual_teacher(s, labels_of(s).numpy(), 0.9, 2.0),
     ),
     "binary_targets": Pair(
         lambda t, s: functional.binary_targets(t, s, 2.0), lambda t, s: binary_targets(t, s, 2.0)

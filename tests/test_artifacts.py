@@ -353,6 +353,7 @@ def quantized_run(
         artifacts=made,
         uncertified={},
         test=test,
+        test_examples=32,
     )
     return run_dir, summarise_run(finished, td.Pipeline(), run_dir)
 

@@ -426,8 +426,7 @@ def test_descriptions_must_fit_the_model(tmp_path: Path, student: Any) -> None:
     [
         (Export, {"formats": ("int_8",)}, r"Received: int_8\. Did you mean int8"),
         (Export, {"formats": ("onnx",)}, "`formats` must be of float32, float16"),
-        (Export, {"formats": ()}, "`formats` must hold one or more formats, each once"),
-        (Export, {"formats": ("int8", "int8")}, "`formats` must hold one or more .*each once"),
+        (Export, {"formats": ("int8", "int8")}, "`formats` must hold each format once"),
         (Export, {"formats": "int8"}, "`formats` must be a tuple of names. Received: int8"),
         (Export, {"label_names": "cat"}, "`label_names` must be a tuple of names"),
         (Export, {"label_names": ("cat", "d\nog")}, "`label_names` must be names of one line"),

@@ -210,6 +210,43 @@ def test_labels_of_other_shapes_are_refused(labels: Array) -> None:
         losses.DecoupledKD().call(said(teacher), said(student), labels=labels)
 
 
+# --- a teacher that is made up ---
+
+
+@pytest.mark.parametrize("classes", [1, 7])
+def test_the_virtual_teacher_wants_the_label_and_all_others_alike(classes: int) -> None:
+    labels = np.arange(5) % max(2, classes)
+    width = max(2, classes)
+    made_up = np.where(np.eye(width)[labels] == 1, 0.9, 0.1 / (width - 1))
+    best = np.log(made_up).astype(np.float32)
+    if classes == 1:
+        best = best[:, 1:] - best[:, :1]
+    ours = partial(functional.virtual_teacher, labels=labels, probability=0.9, temperature=20.0)
+    np.testing.assert_allclose(ours(best), 0, atol=1e-4)
+    np.testing.assert_allclose(gradient(lambda _, s: ours(s), best, best), 0, atol=1e-4)
+    others = functional.virtual_teacher(best, (labels + 1) % width, 0.9, 20.0)
+    assert (others.numpy() > 1).all()
+
+
+def test_the_virtual_teacher_is_that_of_the_paper_at_the_papers_temperature() -> None:
+    student = np.zeros([1, 10], np.float32)
+    ratio = (0.99 / (0.01 / 9)) ** (1 / 20)
+    p = np.array([ratio] + [1] * 9) / (ratio + 9)
+    ours = losses.VirtualTeacher().call(losses.Outputs((), {}), said(student), labels=[0])
+    np.testing.assert_allclose(ours, [400 * (p * np.log(p * 10)).sum()], rtol=1e-4)
+
+
+def test_the_virtual_teacher_takes_one_hot_labels_and_labels_of_no_class() -> None:
+    student = random_pair(4, 3)[1]
+    loss, nobody = losses.VirtualTeacher(0.9, 4.0), losses.Outputs((), {})
+    numbers = np.array([2, 0, 1, 1])
+    ours = loss.call(nobody, said(student), labels=numbers)
+    for same in (numbers[:, None], np.eye(3)[numbers], numbers.astype(np.float32)):
+        np.testing.assert_array_equal(loss.call(nobody, said(student), labels=same), ours)
+    none = loss.call(nobody, said(student), labels=[-1] * 4)
+    np.testing.assert_allclose(none, soft_targets(np.zeros([4, 3]), student, 4.0), rtol=1e-4)
+
+
 # --- DIST ---
 
 
@@ -305,6 +342,7 @@ STEP_LOSSES = [
     losses.DecoupledKD(),
     losses.BinaryTargets(),
     losses.RegressionTargets(bounded=True),
+    losses.VirtualTeacher(),
     losses.DIST(intra_weight=0),
 ]
 
@@ -412,6 +450,13 @@ def test_each_loss_reads_the_stored_logits_that_are_right_for_it() -> None:
             losses.DecoupledKD,
             {"target_weight": 0, "non_target_weight": 0},
             r"`target_weight` and `non_target_weight` must not both be 0\. Received: DecoupledKD",
+        ),
+        (losses.VirtualTeacher, {"temperature": 0}, r"`temperature` must be > 0 and finite"),
+        (losses.VirtualTeacher, {"probability": 1.0}, r"`probability` must be > 0 and < 1\."),
+        (
+            losses.VirtualTeacher,
+            {"probability": 0.5},
+            r"`probability` must be > 0\.5: the label's class is the likeliest\. Received: 0\.5",
         ),
         (losses.DIST, {"temperature": -1}, r"`temperature` must be > 0 and finite"),
         (losses.DIST, {"intra_weight": "1"}, r"`intra_weight` must be >= 0 and finite"),

@@ -40,6 +40,7 @@ ALL = (
     losses.DIST(2.0, 3.0),
     losses.BinaryTargets(),
     losses.RegressionTargets(weight=0.1),
+    losses.VirtualTeacher(weight=0.1),
     losses.EarlyExits(["rectified"], weight=0.1),
 )
 

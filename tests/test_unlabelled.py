@@ -337,7 +337,7 @@ def test_a_pipeline_teaches_all_rows_and_trains_alone_on_some(mark: int, tmp_pat
 
     report = run("run", (images, given), unlabelled=mark)
     notes = report["details"]["notes"]
-    assert "60 of 240 training examples have labels; the others learn from the teacher" in " ".join(
+    assert "60 of 240 training examples have labels; the others learn from the losses" in " ".join(
         notes
     )
     histories = report["histories"]

@@ -30,11 +30,13 @@ if TYPE_CHECKING:  # for type checkers and editors; _LAZY says the same to Pytho
     from tfdistill.adversarial import Adversarial
     from tfdistill.bridge import load_model, to_keras3, to_tf_keras
     from tfdistill.certificate import certify
+    from tfdistill.chain import distill_in_turn
     from tfdistill.data import RandomShiftAndFlip, load_dataset
     from tfdistill.distiller import Distiller
     from tfdistill.export import Export, Limits, Normalisation
     from tfdistill.inspection import inspect
     from tfdistill.litert.metadata import read_metadata
+    from tfdistill.mixing import CutMix, Mixup
     from tfdistill.mutual import MutualDistiller
     from tfdistill.pipeline import Pipeline, Result
     from tfdistill.pruning import Pruning
@@ -48,12 +50,14 @@ __all__ = [
     "Adversarial",
     "CertificationError",
     "ConversionError",
+    "CutMix",
     "DataError",
     "Distillation",
     "Distiller",
     "Export",
     "ExportError",
     "Limits",
+    "Mixup",
     "ModelError",
     "MutualDistiller",
     "NonFiniteLossError",
@@ -71,6 +75,7 @@ __all__ = [
     "TfdistillError",
     "bridge",
     "certify",
+    "distill_in_turn",
     "errors",
     "inspect",
     "load_dataset",
@@ -87,10 +92,12 @@ __all__ = [
 # Public name -> the module it stands in; a module stands for itself.
 _LAZY = {
     "Adversarial": "adversarial",
+    "CutMix": "mixing",
     "Distillation": "stages",
     "Distiller": "distiller",
     "Export": "export",
     "Limits": "export",
+    "Mixup": "mixing",
     "MutualDistiller": "mutual",
     "Normalisation": "export",
     "Pipeline": "pipeline",
@@ -101,6 +108,7 @@ _LAZY = {
     "StoredTargets": "targets",
     "bridge": "bridge",
     "certify": "certificate",
+    "distill_in_turn": "chain",
     "inspect": "inspection",
     "load_dataset": "data",
     "load_model": "bridge",

@@ -167,6 +167,8 @@ def make_artifacts(
     Raises:
         DataError: `test` has other labels each time it is read.
     """
+    if not export.formats:
+        return {}, {}
     upstream = [floating.fingerprint, quantized.fingerprint if quantized else None]
     stage = directory.stage(_STAGE, fingerprint(upstream, export, test_identity))
     result = stage.load()

@@ -37,6 +37,7 @@ from tfdistill.labels import (
 from tfdistill.losses import DistillationLoss
 from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, check_losses
 from tfdistill.matching import match_layers
+from tfdistill.mixing import Mixing, check_mixing
 from tfdistill.outputs import (
     ModelView,
     probe_inputs,
@@ -50,6 +51,7 @@ from tfdistill.teachers import (
     failures_named,
     input_shapes_of_teacher,
     require_own_weights,
+    teacher_for,
 )
 from tfdistill.terms import Step, Terms, refuse_unknown_labels, stored_answers, unique
 
@@ -90,7 +92,8 @@ class Distiller(tf_keras.Model):
             place; a Keras 3 student is trained as its tf_keras equal and gets the trained weights
             whenever `fit` ends or `student` is read.
         teacher: One of `td.teachers`; or a Keras 3 or tf_keras model; or a function from a batch
-            of tensors to logits `[batch, classes]`.
+            of tensors to logits `[batch, classes]`; or `None` where no loss needs one, such as
+            `td.losses.VirtualTeacher`. The logs then have no `teacher_agreement`.
         losses: Distillation losses, each with its own weight.
         label_loss_weight: Weight of the loss given to `compile`; 0 needs no labels. As the losses'
             weights and temperatures it may be a schedule, see `td.schedules`.
@@ -102,6 +105,8 @@ class Distiller(tf_keras.Model):
             has a label.
         adversarial: Whether, and how, the student is trained on adversarial examples, too. Then
             the `loss` of `fit` is of both; the other logs are of the unmoved inputs.
+        mixing: A `td.Mixup` or `td.CutMix`, where the student is trained on mixed examples; the
+            teacher is then asked about these. Adversarial examples are made of the mixed ones.
 
     Attributes:
         notes: Sentences on what was recognised or changed, such as a final softmax.
@@ -132,14 +137,19 @@ class Distiller(tf_keras.Model):
         *,
         unlabelled: float | None = None,
         adversarial: Adversarial | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         losses, label_loss_weight = check_losses(losses, label_loss_weight)
         unlabelled = check_unlabelled(unlabelled)
         if unlabelled is not None:
             refuse_unknown_labels(losses)
+        mixing = check_mixing(mixing, losses)
+        teacher = teacher_for(losses, teacher)
         trained, original = taken_over(student)
         # The policy is for the scaling of the loss; what inputs become is the student's affair.
         super().__init__(name=name, dtype=dtype_policy(trained), autocast=False)
+        if mixing is not None:
+            mixing.check_student(trained)
         losses, matches = match_layers(losses, trained, teacher)
         student_layers = [layer for loss in losses for layer in loss.student_layers]
         teacher_layers = [layer for loss in losses for layer in loss.teacher_layers]
@@ -155,6 +165,7 @@ class Distiller(tf_keras.Model):
         self.label_loss_weight = label_loss_weight
         self.unlabelled = unlabelled
         self.adversarial = check_adversarial(adversarial)
+        self.mixing = mixing
         self.notes = tuple(note for note in (view.note, asked.note, *matches) if note)
         for note in self.notes:
             logger.info(note)
@@ -292,6 +303,10 @@ class Distiller(tf_keras.Model):
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step on one batch; called by `fit`."""
         given, labels, sample_weight = self._unpacked(data, training=True)
+        if self.mixing is not None:
+            given, labels, sample_weight = self.mixing(
+                given, labels, sample_weight, self.optimizer.iterations
+            )
         inputs, teacher = self._taught(given)
 
         def step_on(inputs: Any) -> Step:
@@ -379,16 +394,17 @@ class Distiller(tf_keras.Model):
         return regularization_of([self._student, *self._projections.values()])
 
     def _log(self, step: Step, labels: Labels | None, sample_weight: Any) -> dict[str, tf.Tensor]:
+        values = {"loss": step.total + step.regularization}
+        values |= {name: each * step.example_weights for name, each in step.terms.items()}
+        if step.agreement is not None:
+            values["teacher_agreement"] = step.agreement
         trackers = self._parts.trackers
-        trackers["loss"].update_state(step.total + step.regularization)
-        for name, values in step.terms.items():
-            trackers[name].update_state(values * step.example_weights)
-        trackers["teacher_agreement"].update_state(step.agreement)
+        for name, each in values.items():
+            trackers[name].update_state(each)
         if labels is not None:
             predictions = labels.masked(step.predictions)
             self.compiled_metrics.update_state(labels.values, predictions, sample_weight)
-        absent = set() if "label_loss" in step.terms else {"label_loss"}
-        results = {n: t.result() for n, t in trackers.items() if n not in absent}
+        results = {name: each.result() for name, each in trackers.items() if name in values}
         if labels is not None:
             results |= named_results(self.compiled_metrics.metrics)
         return results

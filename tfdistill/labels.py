@@ -22,14 +22,32 @@ class Labels(NamedTuple):
     Attributes:
         values: `[batch, ...]`; where they are missing, 0.
         known: Bool `[batch]`, False where they are missing; `None` where that cannot be.
+        others: Of mixed examples, the labels of what each was mixed with; else `None`.
+        share: Of mixed examples, how much of each is its own, a number in [0, 1].
     """
 
     values: tf.Tensor
     known: tf.Tensor | None = None
+    others: Any = None
+    share: Any = 1.0
 
     def only_known(self, values: tf.Tensor) -> tf.Tensor:
         """Values `[batch]` of a loss that reads labels; 0 where they are missing."""
         return values if self.known is None else tf.where(self.known, values, 0.0)
+
+    def mixed(self, order: tf.Tensor, share: tf.Tensor) -> Labels:
+        """Of examples that are mixed with each other, each with that at its place in `order`."""
+        known = None if self.known is None else tf.gather(self.known, order)
+        others = Labels(tf.gather(self.values, order), known)
+        return self._replace(others=others, share=share)
+
+    def loss(self, label_loss: LabelLoss, predictions: tf.Tensor, mask: Any) -> tf.Tensor:
+        """The label loss `[batch]`; 0 where labels are missing, of mixed ones a mean."""
+        values = self.only_known(label_loss(self.values, predictions, mask))
+        if self.others is None:
+            return values
+        others = self.others.loss(label_loss, predictions, mask)
+        return self.share * values + (1.0 - self.share) * others
 
     def masked(self, predictions: tf.Tensor) -> tf.Tensor:
         """Predictions with the mask that keeps Keras' metrics from counting unlabelled rows."""

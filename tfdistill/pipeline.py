@@ -35,7 +35,14 @@ from tfdistill.stages import (
 from tfdistill.students import PreparedStudent, prepare_student
 from tfdistill.summary import Finished, summarise_run
 from tfdistill.targets.examples import Augment
-from tfdistill.teachers import Teacher, as_teacher, failures_named, identity_of_teacher
+from tfdistill.teachers import (
+    Nobody,
+    Teacher,
+    as_teacher,
+    failures_named,
+    identity_of_teacher,
+    teacher_for,
+)
 from tfdistill.teaching import Teaching, prepare_teaching
 from tfdistill.terminal import Terminal
 
@@ -148,7 +155,7 @@ class Pipeline:
             student: Functional or built Sequential model, Keras 3 or tf_keras, with one output
                 `[batch, classes]`; stays as it is.
             teacher: One of `td.teachers`; or a Keras 3 or tf_keras model; or a function from a
-                batch of tensors to logits.
+                batch of tensors to logits; or `None` where no loss needs one.
             train: `tf.data` set of batches `(inputs, labels)` or `(inputs, labels, weights)`, or
                 such a tuple of NumPy arrays. To make resuming exact, give its `shuffle` and
                 augmentation a seed, and build it anew for each call: a set that was read before
@@ -200,7 +207,7 @@ class Pipeline:
             directory.write_settings({"pipeline": self, "data": data.describe()})
             try:
                 teaching = prepare_teaching(
-                    teacher,
+                    door.teacher,
                     door.distillation,
                     data,
                     augment,
@@ -209,9 +216,7 @@ class Pipeline:
                     seed=self.seed,
                     terminal=terminal,
                 )
-                finished = self._stages(
-                    door, data, teaching, label_loss, directory, terminal, teacher
-                )
+                finished = self._stages(door, data, teaching, label_loss, directory, terminal)
             except KeyboardInterrupt:
                 terminal.warn(
                     f"interrupted; the same call with run_dir={os.fspath(run_dir)!r} goes on from "
@@ -241,10 +246,9 @@ class Pipeline:
         label_loss: Any,
         directory: RunDirectory,
         terminal: Terminal,
-        teacher: Any,
     ) -> Finished:
         context = Context(
-            teacher=teacher,
+            teacher=door.teacher,
             distillation=door.distillation,
             label_loss=label_loss,
             accuracy=lambda: accuracy_metric(
@@ -265,7 +269,7 @@ class Pipeline:
                 self.seed,
                 architecture(door.prepared.model),
                 door.prepared.model.get_weights(),
-                identity_of_teacher(teacher, door.prepared.model),
+                identity_of_teacher(door.teacher, door.prepared.model),
                 data.identity,
                 teaching.identity,
             ),
@@ -296,10 +300,12 @@ class Pipeline:
             terminal=terminal,
             to_keras3=door.prepared.hand_back,
         )
-        with failures_named(door.teaching, "the reading of `test` began"):
-            teacher_evaluation = evaluate(lambda x: door.teaching(x).logits, data.test)
+        teacher_evaluation = None
+        if not isinstance(door.teacher, Nobody):
+            with failures_named(door.teaching, "the reading of `test` began"):
+                teacher_evaluation = evaluate(lambda x: door.teaching(x).logits, data.test)
         return Finished(
-            teacher=teacher,
+            teacher=door.teacher,
             teacher_evaluation=teacher_evaluation,
             alone=alone,
             trained=tuple(trained),
@@ -307,6 +313,7 @@ class Pipeline:
             artifacts=artifacts,
             uncertified=uncertified,
             test=data.test,
+            test_examples=data.summaries["test"].examples,
             notes=(*door.notes, *data.notes, teaching.note(self._taught_epochs())),
         )
 
@@ -320,16 +327,22 @@ class _Door:
     def __init__(self, pipeline: Pipeline, student: Any, teacher: Any) -> None:
         self.prepared: PreparedStudent = prepare_student(student)
         model = self.prepared.model
-        self.teaching: Teacher = as_teacher(teacher, model)
+        self.teacher = teacher_for(pipeline.distillation.losses, teacher)
+        if isinstance(self.teacher, Nobody) and pipeline.distillation.store_targets is True:
+            raise SettingError(
+                '`store_targets` must be False or "auto" without a teacher.',
+                received="store_targets=True, teacher=None",
+            )
+        self.teaching: Teacher = as_teacher(self.teacher, model)
         if self.teaching.followers:
             raise ModelError(
                 "`teacher` must be trained before a pipeline begins.",
                 received="a td.teachers.MovingAverage, which follows the student",
                 hint="Train with td.Distiller first; its `averaged_student` may teach here.",
             )
-        losses, matches = match_layers(pipeline.distillation.losses, model, teacher)
+        losses, matches = match_layers(pipeline.distillation.losses, model, self.teacher)
         self.distillation = replace(pipeline.distillation, losses=losses)  # with all layers named
-        distiller = distiller_of(self.distillation, model, teacher, steps=1)
+        distiller = distiller_of(self.distillation, model, self.teacher, steps=1)
         self.notes = (*distiller.notes, *matches)
         if pipeline.pruning is not None:
             plan_pruning(model, pipeline.pruning)
@@ -337,7 +350,7 @@ class _Door:
             quantized = quantize(model, pipeline.quantization, sparse=False).model
             if any(loss.student_layers for loss in losses):
                 # Its layers may have other outputs, or be parts of what they were.
-                distiller_of(self.distillation, quantized, teacher, steps=1)
+                distiller_of(self.distillation, quantized, self.teacher, steps=1)
         trained_for_int8 = pipeline.quantization is not None
         check_before_training(
             model,

@@ -346,7 +346,8 @@ def _on_distillation(
 ) -> list[str]:
     if alone is None:
         return [
-            "The student was not trained alone, so this run does not show what the teacher adds."
+            "The student was not trained alone, so this run does not show what "
+            f"{'its losses add' if teacher is None else 'the teacher adds'}."
         ]
     gain = distilled.accuracy - alone.accuracy
     error = _standard_error(distilled.accuracy, alone.accuracy, examples)

@@ -67,7 +67,7 @@ class RunData:
             return ()
         return (
             f"{labelled:,} of {train.examples:,} training examples have labels; the others learn "
-            "from the teacher alone.",
+            "from the losses that need none.",
         )
 
     @property

@@ -23,6 +23,7 @@ from tfdistill.labels import check_unlabelled, weighted_by_labels
 from tfdistill.losses import DistillationLoss, SoftTargets
 from tfdistill.losses.base import check_losses
 from tfdistill.losses.layers import reads_weights
+from tfdistill.mixing import Mixing, check_mixing
 from tfdistill.pruning import (
     Pruning,
     kernel_zeros,
@@ -62,6 +63,8 @@ class Distillation:
         unlabelled: What stands for the label of a training example that has none, see `Distiller`:
             such examples learn from the teacher only. The student alone learns from the others.
         adversarial: A `td.Adversarial`, to train taught students on adversarial examples, too.
+        mixing: A `td.Mixup` or `td.CutMix`, to train taught students on mixed examples, about which
+            the teacher is asked at each step.
 
     Raises:
         SettingError: A setting is out of its range.
@@ -80,6 +83,7 @@ class Distillation:
     views: int = 8
     unlabelled: float | None = None
     adversarial: Adversarial | None = None
+    mixing: Mixing | None = None
 
     def __post_init__(self) -> None:
         """Checks what does not need the models."""
@@ -93,6 +97,13 @@ class Distillation:
         object.__setattr__(self, "label_loss_weight", weight)
         object.__setattr__(self, "unlabelled", check_unlabelled(self.unlabelled))
         check_adversarial(self.adversarial)
+        check_mixing(self.mixing, losses)
+        if self.mixing is not None and self.store_targets is True:
+            raise SettingError(
+                '`store_targets` must be False or "auto" for `mixing`.',
+                received=f"store_targets=True and {self.mixing}",
+                hint="No two epochs have the same mixed examples: the teacher is asked about each.",
+            )
         if self.unlabelled is not None:
             refuse_unknown_labels(losses)
         weights = [
@@ -372,9 +383,12 @@ def _trained(
 
 
 def _distiller(context: Context, model: Any, before: Student, epochs: int) -> Distiller:
-    distiller = distiller_of(
-        context.distillation, model, context.teacher, steps=context.steps_per_epoch * epochs
-    )
+    asked = context.distillation
+    if asked.mixing is not None:
+        seed = seed_of(context.seed, "mixing", before.stage, asked.mixing.seed)
+        asked = replace(asked, mixing=asked.mixing.with_seed(seed))
+    steps = context.steps_per_epoch * epochs
+    distiller = distiller_of(asked, model, context.teacher, steps=steps)
     distiller.set_projection_weights(before.projections)  # new ones would teach noise at first
     return distiller
 
@@ -396,6 +410,7 @@ def distiller_of(asked: Distillation, model: Any, teacher: Any, *, steps: int) -
         weight.over(steps) if isinstance(weight, Schedule) else weight,
         unlabelled=asked.unlabelled,
         adversarial=asked.adversarial,
+        mixing=asked.mixing,
     )
 
 

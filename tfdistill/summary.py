@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfdistill.artifacts import Artifact
-from tfdistill.evaluation import Evaluation, agreement, evaluate
+from tfdistill.evaluation import Evaluation, Predictions, agreement, evaluate
 from tfdistill.export.saved_artifacts import inspect_artifact
 from tfdistill.host import versions
 from tfdistill.outputs import ModelView
@@ -30,24 +30,26 @@ class Finished:
 
     Attributes:
         teacher: As the user gave it.
-        teacher_evaluation: Its answers on the test set.
+        teacher_evaluation: Its answers on the test set; `None` where there is no teacher.
         alone: The student trained without the teacher, or `None`.
         trained: The student after each training stage, in their order.
         floating: The last of them in floating point.
         artifacts: Format to artifact.
         uncertified: Format to the reason why there is no file, or none that can be run here.
         test: Batches of the test set.
+        test_examples: How many examples they hold.
         notes: Sentences on what was recognised in the models.
     """
 
     teacher: Any
-    teacher_evaluation: Evaluation
+    teacher_evaluation: Evaluation | None
     alone: Student | None
     trained: tuple[Student, ...]
     floating: Student
     artifacts: Mapping[str, Artifact]
     uncertified: Mapping[str, str]
     test: Any
+    test_examples: int
     notes: tuple[str, ...] = ()
 
 
@@ -63,15 +65,17 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
         The report, with the paths it was written to.
     """
     teacher = finished.teacher_evaluation
-    rows = [
-        Row(
-            "teacher",
-            "teacher",
-            accuracy=teacher.accuracy,
-            parameters=_parameters(finished.teacher),
-            per_class_accuracy=teacher.per_class_accuracy,
+    rows = []
+    if teacher is not None:
+        rows.append(
+            Row(
+                "teacher",
+                "teacher",
+                accuracy=teacher.accuracy,
+                parameters=_parameters(finished.teacher),
+                per_class_accuracy=teacher.per_class_accuracy,
+            )
         )
-    ]
     if finished.alone is not None:
         rows.append(_student_row(finished.alone, "student alone", "baseline", finished))
     for student in finished.trained:
@@ -81,7 +85,6 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
         Row(format, "artifact", accuracy=math.nan, certified=False, note=why)
         for format, why in finished.uncertified.items()
     ]
-    examples = len(teacher.labels)
     last = finished.trained[-1]
     students = [*finished.trained, *([finished.alone] if finished.alone else [])]
     report = Report(
@@ -93,7 +96,7 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
         },
         label_names=pipeline.export.label_names,
         disagreements=_disagreements(finished),
-        advice=advice(rows, test_examples=examples),
+        advice=advice(rows, test_examples=finished.test_examples),
         details={
             "certificates": {f: a.certificate.to_dict() for f, a in finished.artifacts.items()},
             "interfaces": {f: a.interface for f, a in finished.artifacts.items()},
@@ -104,7 +107,7 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
             "settings": pipeline,
             "versions": versions(),
         },
-        test_examples=examples,
+        test_examples=finished.test_examples,
     )
     return write_report(report, directory)
 
@@ -118,7 +121,7 @@ def _student_row(student: Student, name: str, kind: str, finished: Finished) -> 
         name,
         kind,
         accuracy=found.accuracy,
-        teacher_agreement=agreement(found, finished.teacher_evaluation),
+        teacher_agreement=_agreement(found, finished.teacher_evaluation),
         parameters=_parameters(finished.floating.model),
         sparsity=sum(int(np.sum(k == 0)) for k in kernels) / weights if weights else None,
         per_class_accuracy=found.per_class_accuracy,
@@ -139,7 +142,11 @@ def _kernels(student: Student, floating: Student) -> dict[str, np.ndarray]:
     return kernels
 
 
-def _artifact_row(format: str, artifact: Artifact, teacher: Evaluation) -> Row:
+def _agreement(ours: Predictions, teacher: Evaluation | None) -> float | None:
+    return None if teacher is None else agreement(ours, teacher)
+
+
+def _artifact_row(format: str, artifact: Artifact, teacher: Evaluation | None) -> Row:
     certificate, latency = artifact.certificate, artifact.certificate.latency
     # As in the students: kernels of depthwise convolutions are never pruned.
     found = inspect_artifact(artifact.path).weights
@@ -149,7 +156,7 @@ def _artifact_row(format: str, artifact: Artifact, teacher: Evaluation) -> Row:
         format,
         "artifact",
         accuracy=certificate.accuracy,
-        teacher_agreement=agreement(artifact, teacher),
+        teacher_agreement=_agreement(artifact, teacher),
         sparsity=sum(kernel.zeros for kernel in kernels) / weights if weights else None,
         bytes=certificate.raw_bytes,
         gzip_bytes=certificate.gzip_bytes,
@@ -166,6 +173,8 @@ def _artifact_row(format: str, artifact: Artifact, teacher: Evaluation) -> Row:
 def _disagreements(finished: Finished) -> dict[str, tuple[Disagreement, ...]]:
     """The first test examples on which each artifact and the teacher disagree, with inputs."""
     teacher = finished.teacher_evaluation
+    if teacher is None:
+        return {}
     indices = {
         format: np.flatnonzero(artifact.predictions != teacher.predictions)[:_DISAGREEMENTS_SHOWN]
         for format, artifact in finished.artifacts.items()

@@ -14,6 +14,7 @@ from tfdistill.run_data import RunData
 from tfdistill.stages import Distillation
 from tfdistill.targets import StoredTargets, store_targets
 from tfdistill.targets.examples import Augment, check_augment, varying_inputs, views_of
+from tfdistill.teachers import Nobody
 from tfdistill.terminal import Terminal
 
 __all__ = ["Teaching", "prepare_teaching"]
@@ -26,7 +27,7 @@ class Teaching:
     Attributes:
         validation: Batches to evaluate a taught student on after each epoch, or `None`.
         stored: The stored targets of the training set, or `None`.
-        why_not: Why nothing is stored, as a clause; "" where it is.
+        why_not: Why nothing is stored, as a sentence; "" where it is.
         identity: Of what decides on the training examples as the student sees them.
     """
 
@@ -38,7 +39,7 @@ class Teaching:
     def note(self, epochs: int) -> str:
         """A sentence on what storing saved in so many epochs of training."""
         if self.stored is None:
-            return f"The teacher was asked at each step: {self.why_not}."
+            return self.why_not
         mean, most = self.stored.divergence
         views = "" if self.stored.views == 1 else f" in {self.stored.views} views"
         saved = epochs / self.stored.views - 1
@@ -104,6 +105,9 @@ def prepare_teaching(
             **more,
         )
 
+    identity = ["augment", identity_of_augment(augment), None]
+    if isinstance(teacher, Nobody):
+        return Teaching(data.validation, None, "Nothing was stored: there is no teacher.", identity)
     stored = None
     why_not = _why_not(asked, data, views, epochs)
     if not why_not:
@@ -113,7 +117,6 @@ def prepare_teaching(
         train.position += stored.readings
         if stored.seen != data.seen:  # shuffled, and a remainder dropped
             stored, why_not = None, "each reading of the training data leaves out other examples"
-    identity = ["augment", identity_of_augment(augment), None if stored is None else views]
     if stored is None:
         if asked.store_targets is True:
             raise DataError(
@@ -122,6 +125,7 @@ def prepare_teaching(
                 hint="Leave random augmentation to `augment=`, repetition to the epochs, and "
                 'drop_remainder out; or set store_targets="auto".',
             )
+        why_not = f"The teacher was asked at each step: {why_not}."
         return Teaching(data.validation, None, why_not, identity)
     train.taught = stored.attach
     if augment is not None:
@@ -132,13 +136,15 @@ def prepare_teaching(
     if validation is not None and not varying_inputs(validation):
         kept = store("validation", validation, data_name=data.summaries["validation"].content)
         validation = kept.attach(validation)
-    return Teaching(validation, stored, "", [*identity, "float16"])
+    return Teaching(validation, stored, "", [*identity[:2], views, "float16"])
 
 
 def _why_not(asked: Distillation, data: RunData, views: int, epochs: int) -> str:
     """Why targets are not stored, as a clause; "" where they are."""
     if asked.store_targets is False:
         return "store_targets=False"
+    if asked.mixing is not None:
+        return f"{type(asked.mixing).__name__} makes other examples at each step"
     for loss in asked.losses:
         if any(map(reads_weights, loss.teacher_layers)):
             return f"the loss {loss.name} reads the teacher's weights"

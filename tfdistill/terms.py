@@ -25,7 +25,7 @@ class Step(NamedTuple):
     total: tf.Tensor  # [batch], weighted
     terms: dict[str, tf.Tensor]  # name -> [batch], before their weights
     predictions: tf.Tensor  # [batch, ..., classes], the student's own output
-    agreement: tf.Tensor  # [batch], share of the steps where both predict the same class
+    agreement: tf.Tensor | None  # [batch], share of the steps where both predict the same class
     example_weights: tf.Tensor  # [batch]
     regularization: Any = 0.0  # one number, of the weights as they were in the forward pass
 
@@ -99,8 +99,7 @@ class Terms:
                 hint="Give labels, or make the Distiller with label_loss_weight=0.",
             )
         if label_loss is not None and labels is not None:
-            values = label_loss(labels.values, predictions, student.mask)
-            terms["label_loss"] = labels.only_known(values)
+            terms["label_loss"] = labels.loss(label_loss, predictions, student.mask)
             total += label_loss_weight * terms["label_loss"]
         for loss in losses:
             terms[loss.name] = self._term(loss, teacher, student, labels, replicas)
@@ -109,12 +108,11 @@ class Terms:
             example_weights = tf.ones([batch])
         else:
             example_weights = tf.reshape(tf.cast(sample_weight, tf.float32), [batch])
-        agreement = tf.equal(predicted_classes(student.logits), predicted_classes(teacher.logits))
         return Step(
             total=total * example_weights,
             terms=terms,
             predictions=predictions,
-            agreement=mean_over_steps(tf.cast(agreement, tf.float32), student.mask),
+            agreement=_agreement(teacher, student),
             example_weights=example_weights,
         )
 
@@ -145,6 +143,13 @@ class Terms:
         else:
             values = loss.call(teacher, student, projection, **given)
         return labels.only_known(values) if labels is not None and loss.needs_labels else values
+
+
+def _agreement(teacher: Outputs, student: Outputs) -> tf.Tensor | None:
+    if isinstance(teacher.logits, tuple):
+        return None
+    same = tf.equal(predicted_classes(student.logits), predicted_classes(teacher.logits))
+    return mean_over_steps(tf.cast(same, tf.float32), student.mask)
 
 
 def refuse_unknown_labels(losses: Sequence[DistillationLoss]) -> None:

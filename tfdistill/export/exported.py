@@ -276,7 +276,8 @@ def check_before_training(
     in_4_bits = [format for format in settings.formats if format in BLOCK_SIZES]
     if in_4_bits:
         check_installed()
-    check_exportable(model, "float32", quantization_aware=False)
+    if settings.formats:
+        check_exportable(model, "float32", quantization_aware=False)
     _check_description(settings, model)
     if "keras" in settings.formats:
         keras_file(model, to_keras3)

@@ -133,7 +133,8 @@ class Export:
             quantized at run time; needs `pip install "tfdistill[int4]"`); "int4_block32",
             "int4_block64", "int4_block128" (the same, in dense layers one scale for so many
             weights; exact in LiteRT's default delegate, XNNPACK, only); "savedmodel" (a folder
-            for TensorFlow Serving, float32); "keras" (a Keras 3 file, float32).
+            for TensorFlow Serving, float32); "keras" (a Keras 3 file, float32). `()` writes none,
+            where the student alone is wanted.
         input_type: What the app feeds: "float32"; "int8" or "uint8", for the format int8;
             "int16", for int16x8. The other formats take float32.
         output_type: What the app reads, likewise.
@@ -172,10 +173,8 @@ class Export:
                     f"`{name}` must be a tuple of names.", received=getattr(self, name)
                 )
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.formats or len(set(self.formats)) < len(self.formats):
-            raise SettingError(
-                "`formats` must hold one or more formats, each once.", received=self.formats
-            )
+        if len(set(self.formats)) < len(self.formats):
+            raise SettingError("`formats` must hold each format once.", received=self.formats)
         for format in self.formats:
             check_format(format)
         if not all(

@@ -15,7 +15,7 @@ from tfdistill.losses import functional
 from tfdistill.losses.base import DistillationLoss, Outputs, Shapes, nearest
 from tfdistill.losses.exits import EarlyExits
 from tfdistill.losses.features import FSP, AttentionTransfer, Hint, NeuronSelectivity
-from tfdistill.losses.labelled import DecoupledKD, RegressionTargets
+from tfdistill.losses.labelled import DecoupledKD, RegressionTargets, VirtualTeacher
 from tfdistill.losses.outputs import (
     DIST,
     BinaryTargets,
@@ -72,6 +72,7 @@ __all__ = [
     "Shapes",
     "SimilarityPreserving",
     "SoftTargets",
+    "VirtualTeacher",
     "WeightMSE",
     "deserialize",
     "functional",
@@ -90,6 +91,7 @@ _LOSSES = {
         DIST,
         BinaryTargets,
         RegressionTargets,
+        VirtualTeacher,
         Hint,
         EarlyExits,
         AttentionTransfer,

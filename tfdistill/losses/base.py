@@ -33,6 +33,7 @@ class Outputs(NamedTuple):
 
     Attributes:
         logits: `[batch, ..., classes]`, any floating type; the axes between may be time steps.
+            `()` where there is no teacher.
         features: Layer name to that layer's output, `[batch, ...]`; `name:scores` to an attention
             layer's scores, `[batch, heads, queries, keys]`; `name:weights` to a tuple of a layer's
             weights. Holds what a loss of the Distiller names.
@@ -163,6 +164,14 @@ class DistillationLoss(abc.ABC):
     def student_layers(self) -> tuple[str, ...]:
         """What this loss reads of the student's layers, as `Outputs.features` names it."""
         return ()
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether `call` reads what the teacher says.
+
+        Where no loss does, `Distiller` and `Pipeline.run` take `None` for the teacher.
+        """
+        return True
 
     @property
     def needs_labels(self) -> bool:

@@ -16,6 +16,7 @@ __all__ = [
     "soft_cross_entropy",
     "soft_targets",
     "standardized",
+    "virtual_teacher",
 ]
 
 _LOG_TWO = math.log(2.0)
@@ -249,6 +250,56 @@ def decoupled_kd(
     target_part = tf.exp(p) * (p - q) + tf.exp(rest_p) * (rest_p - rest_q)
     non_target_part = tf.reduce_sum(tf.exp(among_p) * (among_p - among_q), axis=-1)
     return temperature**2 * (target_weight * target_part + non_target_weight * non_target_part)
+
+
+def virtual_teacher(
+    student_logits: Any, labels: Any, probability: float = 0.99, temperature: Any = 20.0
+) -> Any:
+    r"""`soft_targets` of a teacher that is made up: as sure of every label, and of nothing else.
+
+    .. math:: T^2 \, \mathrm{KL}(p \| q), \quad p = \mathrm{softmax}(\log(u) / T), \quad
+       u_y = a, \quad u_c = \frac{1 - a}{C - 1}, \; c \ne y
+
+    with `q` as in `soft_targets`, the label `y` and `C` classes: `u` is a smoothed label, which the
+    temperature softens as it does any teacher's distribution. The paper has no factor `T^2`, which
+    is here for the reason that `soft_targets` has it. The authors' code softens otherwise: it takes
+    `softmax(u / T)`, which at `T = 20` is all but uniform, against the student's distribution at
+    temperature 1, and the mean over the classes times a factor of its own.
+
+    Args:
+        student_logits: `[batch, ..., classes]`; `[batch, ..., 1]` is binary, read as the logits
+            `[0, s]`.
+        labels: Class numbers `[batch, ...]`, or one-hot rows. For one that is no class, such as
+            -1, the made-up teacher has no preference.
+        probability: :math:`a`, in (0.5, 1). Not checked here.
+        temperature: Finite and > 0. Not checked here.
+
+    Returns:
+        `[batch, ...]`, in nats times the squared temperature. 0 where the two
+        distributions are equal.
+
+    Raises:
+        DataError: The labels are neither class numbers nor one-hot rows.
+
+    Example:
+        >>> virtual_teacher([[0.0, 0.0]], [1], probability=0.9, temperature=1.0).numpy().round(4)
+        array([0.3681], dtype=float32)
+
+    Source:
+        Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization" (2020),
+        arXiv:1909.11723, section 4.2: the manually designed teacher; 0.99 and 20 as in the
+        authors' code.
+    """
+    student = with_two_classes(tf.cast(student_logits, tf.float32))
+    classes = class_numbers(labels, tf.convert_to_tensor(student_logits))
+    size = student.shape[-1]
+    made_up = tf.one_hot(
+        classes,
+        size,
+        on_value=math.log(probability),
+        off_value=math.log((1.0 - probability) / (size - 1)),
+    )
+    return soft_targets(made_up, student, temperature)
 
 
 def binary_targets(teacher_logits: Any, student_logits: Any, temperature: Any = 1.0) -> Any:

@@ -88,6 +88,11 @@ class EarlyExits(DistillationLoss):
         return tuple(self.layers)
 
     @property
+    def needs_teacher(self) -> bool:
+        """False: the student's own end teaches."""
+        return False
+
+    @property
     def needs_labels(self) -> bool:
         """True unless `label_weight` is 0."""
         return self.label_weight > 0

@@ -20,6 +20,7 @@ from tfdistill.losses.divergences import (
     soft_cross_entropy,
     soft_targets,
     standardized,
+    virtual_teacher,
 )
 from tfdistill.losses.representations import (
     attention_scores,
@@ -71,6 +72,7 @@ __all__ = [
     "soft_cross_entropy",
     "soft_targets",
     "standardized",
+    "virtual_teacher",
     "weight_mse",
 ]
 

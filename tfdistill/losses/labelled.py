@@ -12,7 +12,7 @@ from tfdistill.losses.outputs import LogitsLoss, check_parts
 from tfdistill.losses.shared import mean_over_steps
 from tfdistill.schedules import Schedule
 
-__all__ = ["DecoupledKD", "RegressionTargets"]
+__all__ = ["DecoupledKD", "RegressionTargets", "VirtualTeacher"]
 
 
 @dataclass(frozen=True)
@@ -132,4 +132,65 @@ class RegressionTargets(LogitsLoss):
             values = functional.bounded_regression(*said, labels, self.margin)
         else:
             values = functional.logits_mse(*said)
+        return mean_over_steps(values, student.mask)
+
+
+@dataclass(frozen=True)
+class VirtualTeacher(LogitsLoss):
+    """Teaches what a teacher that is always right would say, made up from the label: needs none.
+
+    Formula, shapes and paper: `tfdistill.losses.functional.virtual_teacher`. A single logit is
+    binary, read as the two logits `[0, z]`. Needs data with labels.
+
+    Args:
+        probability: Of the label's class, in (0.5, 1); the others share the rest. The paper asks
+            for 0.9 or more.
+        temperature: Divides the logits before the softmax; finite, > 0. The paper asks for 20 or
+            more, for a soft distribution.
+        weight: Factor in the total loss, finite, >= 0. It need not follow the temperature.
+        name: Name in the logs.
+
+    Raises:
+        SettingError: A setting is outside what it may be.
+
+    Example:
+        >>> from tfdistill import losses
+        >>> losses.VirtualTeacher(weight=0.1).needs_teacher
+        False
+    """
+
+    probability: float = 0.99
+    temperature: float | Schedule = 20.0
+    weight: float | Schedule = 1.0
+    name: str = "virtual_teacher"
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        super().__post_init__()
+        self._set_number("probability", ">", below=1, hint="0.9 to 0.99 is usual.")
+        if self.probability <= 0.5:
+            raise SettingError(
+                "`probability` must be > 0.5: the label's class is the likeliest.",
+                received=self.probability,
+                hint="0.9 to 0.99 is usual.",
+            )
+        self._set_number("temperature", ">", hint="20 is usual.", scheduled=True)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def needs_labels(self) -> bool:
+        """True."""
+        return True
+
+    def call(
+        self, teacher: Outputs, student: Outputs, projection: Any = None, labels: Any = None
+    ) -> Any:
+        """The loss of each example, `[batch]`, before `weight`."""
+        values = functional.virtual_teacher(
+            student.logits, labels, self.probability, self.temperature
+        )
         return mean_over_steps(values, student.mask)

@@ -18,6 +18,7 @@ from tfdistill.teachers.ensembles import Ensemble
 from tfdistill.teachers.files import LiteRT, SavedModel
 from tfdistill.teachers.functions import Function
 from tfdistill.teachers.models import Model
+from tfdistill.teachers.nobody import Nobody, teacher_for
 
 __all__ = [
     "Ensemble",
@@ -26,6 +27,7 @@ __all__ = [
     "LiteRT",
     "Model",
     "MovingAverage",
+    "Nobody",
     "SavedModel",
     "Teacher",
     "as_given",
@@ -34,4 +36,5 @@ __all__ = [
     "identity_of_teacher",
     "input_shapes_of_teacher",
     "require_own_weights",
+    "teacher_for",
 ]
