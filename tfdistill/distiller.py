@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,33 +17,26 @@ from tfdistill.bridge.layer_configs import copy_model
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.fitting import (
     build_optimizer,
-    build_projections,
     dtype_policy,
-    label_loss_of,
-    metrics_of,
     named_results,
     own_errors,
     refuse_keras3,
     regularization_of,
-    require_same_classes,
     taken_over,
 )
-from tfdistill.labels import (
-    LabelLoss,
-    Labels,
-    check_unlabelled,
-    known_labels,
-)
+from tfdistill.heads import output_names
+from tfdistill.labels import Labels
 from tfdistill.losses import DistillationLoss
-from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, check_losses
-from tfdistill.matching import match_layers
+from tfdistill.losses.base import Outputs, Taught, one_or_all
 from tfdistill.outputs import (
     ModelView,
     probe_inputs,
     refuse_probabilities,
 )
+from tfdistill.plans import check_plans, planned
 from tfdistill.replicas import share_of_mean
 from tfdistill.schedules import Schedule
+from tfdistill.tasks import Steps, Tasks, match_all
 from tfdistill.teachers import (
     Teacher,
     as_teacher,
@@ -51,7 +44,7 @@ from tfdistill.teachers import (
     input_shapes_of_teacher,
     require_own_weights,
 )
-from tfdistill.terms import Step, Terms, refuse_unknown_labels, stored_answers, unique
+from tfdistill.terms import unique
 
 logger = logging.getLogger("tfdistill")
 
@@ -62,10 +55,8 @@ class _Untracked:
 
     teacher: Teacher
     student: ModelView
-    terms: Terms
+    tasks: Tasks
     original: Any  # the Keras 3 student as it was given, or None
-    label_loss: LabelLoss | None = None
-    trackers: dict[str, Any] = field(default_factory=dict)
 
 
 class Distiller(tf_keras.Model):
@@ -126,42 +117,36 @@ class Distiller(tf_keras.Model):
         self,
         student: Any,
         teacher: Any,
-        losses: Sequence[DistillationLoss],
-        label_loss_weight: float | Schedule = 0.1,
+        losses: Sequence[DistillationLoss] | Mapping[str, Sequence[DistillationLoss]],
+        label_loss_weight: float | Schedule | Mapping[str, float | Schedule] = 0.1,
         name: str = "distiller",
         *,
-        unlabelled: float | None = None,
+        unlabelled: float | Mapping[str, float] | None = None,
         adversarial: Adversarial | None = None,
     ) -> None:
-        losses, label_loss_weight = check_losses(losses, label_loss_weight)
-        unlabelled = check_unlabelled(unlabelled)
-        if unlabelled is not None:
-            refuse_unknown_labels(losses)
+        given = check_plans(losses, label_loss_weight, unlabelled)
         trained, original = taken_over(student)
+        plans = planned(*given, output_names(trained))
         # The policy is for the scaling of the loss; what inputs become is the student's affair.
         super().__init__(name=name, dtype=dtype_policy(trained), autocast=False)
-        losses, matches = match_layers(losses, trained, teacher)
-        student_layers = [layer for loss in losses for layer in loss.student_layers]
-        teacher_layers = [layer for loss in losses for layer in loss.teacher_layers]
-        view = ModelView(trained, role="student", layers=unique(student_layers))
+        plans, matches = match_all(plans, trained, teacher)
+        every = [loss for plan in plans.values() for loss in plan.losses]
+        student_layers = [layer for loss in every for layer in loss.student_layers]
+        teacher_layers = [layer for loss in every for layer in loss.teacher_layers]
+        view = ModelView(trained, role="student", layers=unique(student_layers), several=True)
         asked = as_teacher(teacher, trained, unique(teacher_layers))
         example = probe_inputs(trained, like=input_shapes_of_teacher(teacher, trained))
         _, said = view(example, training=False)
         refuse_probabilities(said.logits, role="student")
-        require_same_classes(asked.shapes, view.shapes)
+        tasks = Tasks(plans, view, asked.shapes)
         require_own_weights(student, teacher)
-        projections = build_projections(losses, asked.shapes, view.shapes)
-        self.losses_taught = losses
-        self.label_loss_weight = label_loss_weight
-        self.unlabelled = unlabelled
         self.adversarial = check_adversarial(adversarial)
         self.notes = tuple(note for note in (view.note, asked.note, *matches) if note)
         for note in self.notes:
             logger.info(note)
-        terms = Terms(losses, label_loss_weight, projections)
-        self._parts = _Untracked(asked, view, terms, original)
+        self._parts = _Untracked(asked, view, tasks, original)
         self._student = trained
-        self._projections = projections
+        self._projections = tasks.projections
         self._averages = [follower.model for follower in asked.followers]  # kept, not trained
         self.built = True
 
@@ -218,7 +203,12 @@ class Distiller(tf_keras.Model):
             if [np.shape(array) for array in given] == [np.shape(array) for array in own]:
                 layer.set_weights(given)
 
-    def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
+    @property
+    def losses_taught(self) -> Any:
+        """The distillation losses, with all layers named; of several outputs by name."""
+        return one_or_all({n: plan.losses for n, plan in self._parts.tasks.plans.items()})
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The student's output."""
         return self._student(inputs, training=training)
 
@@ -249,22 +239,17 @@ class Distiller(tf_keras.Model):
                 hint="XLA compiles the whole training step, and cannot call Python in it. Give the "
                 "teacher as a Keras model or a td.teachers.SavedModel to compile it.",
             )
-        view = self._parts.student
-        given = label_loss_of(loss, view, weight=self.label_loss_weight)
-        self._parts.label_loss = given or self._parts.label_loss
         # An empty list, else Keras warns at every sample weight.
         wanted = {"metrics": metrics, "weighted_metrics": kwargs.pop("weighted_metrics", [])}
-        converted = metrics_of(wanted, view)
-        super().compile(optimizer=bridge.to_tf_keras_optimizer(optimizer), **converted, **kwargs)
         with self.distribute_strategy.scope():
-            names = [*OWN_LOGS[:2], *(loss.name for loss in self.losses_taught), OWN_LOGS[2]]
-            self._parts.trackers = {n: tf_keras.metrics.Mean(name=n) for n in names}
+            converted = self._parts.tasks.compile(loss, **wanted)
+        super().compile(optimizer=bridge.to_tf_keras_optimizer(optimizer), **converted, **kwargs)
 
     @property
     def metrics(self) -> list[Any]:
         """The losses' means, `teacher_agreement`, then the compiled metrics."""
         compiled = self.compiled_metrics.metrics if self._is_compiled else []
-        return [*self._parts.trackers.values(), *compiled]
+        return [*self._parts.tasks.trackers.values(), *compiled]
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As Keras' `fit`; afterwards a Keras 3 student holds the trained weights.
@@ -294,7 +279,7 @@ class Distiller(tf_keras.Model):
         given, labels, sample_weight = self._unpacked(data, training=True)
         inputs, teacher = self._taught(given)
 
-        def step_on(inputs: Any) -> Step:
+        def step_on(inputs: Any) -> Steps:
             return self._step(teacher, inputs, labels, sample_weight, training=True)
 
         with tf.GradientTape() as tape:
@@ -341,34 +326,31 @@ class Distiller(tf_keras.Model):
         replicas = self.distribute_strategy.num_replicas_in_sync
         return failures_named(self._parts.teacher, since, replicas=replicas)
 
-    def _unpacked(self, data: Any, *, training: bool) -> tuple[Any, Labels | None, Any]:
-        """Inputs, labels and sample weights of a batch."""
+    def _unpacked(
+        self, data: Any, *, training: bool
+    ) -> tuple[Any, dict[str, Labels], dict[str, Any]]:
+        """Inputs of a batch; labels and sample weights by output."""
         given, labels, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
-        if labels is None:
-            return given, None, sample_weight
-        logits = self._parts.student.shapes.logits
-        known = known_labels(labels, self.unlabelled, logits, training=training)
-        return given, known, sample_weight
+        tasks = self._parts.tasks
+        known = tasks.known_labels(labels, training=training)
+        return given, known, tasks.weights(sample_weight)
 
     def _taught(self, given: Any) -> tuple[Any, Outputs]:
         """Inputs of a batch, and what the teacher says about them: stored with them, or now."""
-        teacher = self._parts.teacher
         if not isinstance(given, Taught):
-            return given, teacher(given)
-        student = self._parts.student.shapes
-        return given.inputs, stored_answers(given, teacher.shapes, student, self.losses_taught)
+            return given, self._parts.teacher(given)
+        return given.inputs, self._parts.tasks.stored(given)
 
     def _step(
         self, teacher: Any, inputs: Any, labels: Any, sample_weight: Any, *, training: bool
-    ) -> Step:
+    ) -> Steps:
         predictions, student = self._parts.student(inputs, training=training)
-        step = self._parts.terms(
+        step = self._parts.tasks(
             teacher,
             student,
             predictions,
             labels,
             sample_weight,
-            label_loss=self._parts.label_loss,
             step=self.optimizer.iterations,
             replicas=self.distribute_strategy.num_replicas_in_sync,
         )
@@ -378,17 +360,10 @@ class Distiller(tf_keras.Model):
         # Not `self.losses`: an average of the student has its regularizers, too.
         return regularization_of([self._student, *self._projections.values()])
 
-    def _log(self, step: Step, labels: Labels | None, sample_weight: Any) -> dict[str, tf.Tensor]:
-        trackers = self._parts.trackers
-        trackers["loss"].update_state(step.total + step.regularization)
-        for name, values in step.terms.items():
-            trackers[name].update_state(values * step.example_weights)
-        trackers["teacher_agreement"].update_state(step.agreement)
-        if labels is not None:
-            predictions = labels.masked(step.predictions)
-            self.compiled_metrics.update_state(labels.values, predictions, sample_weight)
-        absent = set() if "label_loss" in step.terms else {"label_loss"}
-        results = {n: t.result() for n, t in trackers.items() if n not in absent}
-        if labels is not None:
+    def _log(self, step: Steps, labels: Any, sample_weight: Any) -> dict[str, tf.Tensor]:
+        tasks = self._parts.tasks
+        results = tasks.log(step)
+        if labels:
+            self.compiled_metrics.update_state(*tasks.measured(step, labels, sample_weight))
             results |= named_results(self.compiled_metrics.metrics)
         return results
