@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfdistill._keras import keras, tf, tf_keras
+from tfdistill._keras import keras, tf, tf_keras, tfmot_internal
 from tfdistill.bridge.model_graphs import flatten, graph_of, graph_or_raise, takes_training
 from tfdistill.errors import ModelError
 
 __all__ = ["Call", "Ending", "Head", "ending_of", "output_names", "unique_names"]
 
 _PROBABILITIES = ("softmax", "sigmoid")
+_WRAPPERS = (  # of tfmot, which give the layers that they wrap other names
+    tfmot_internal("sparsity.keras.pruning_wrapper").PruneLowMagnitude,
+    tfmot_internal("quantization.keras.quantize_wrapper").QuantizeWrapper,
+)
 
 Call = tuple[Any, int]  # a nested model, and the number of one use of it
 
@@ -81,7 +85,8 @@ def output_names(model: Any) -> tuple[str, ...]:
     if isinstance(structure, Mapping):
         names = tuple(flatten(graph, {name: str(name) for name in structure}))
     else:
-        names = unique_names(graph.output_names)
+        layers = [tensor._keras_history[0] for tensor in graph.outputs]
+        names = unique_names(map(_unwrapped, graph.output_names, layers))
     parts = len(structure) if isinstance(structure, (Mapping, list, tuple)) else 1
     if parts != len(graph.outputs):
         raise ModelError(
@@ -90,6 +95,11 @@ def output_names(model: Any) -> tuple[str, ...]:
             hint="Give each of them a name: keras.Model(inputs, {name: output, ...}).",
         )
     return names
+
+
+def _unwrapped(name: str, layer: Any) -> str:
+    """The name that the user knows, of a layer that tfmot has wrapped since."""
+    return str(layer.layer.name if isinstance(layer, _WRAPPERS) and layer.name == name else name)
 
 
 def unique_names(names: Iterable[str]) -> tuple[str, ...]:

@@ -311,12 +311,19 @@ def _checked_part(part: Any) -> tuple[int, int]:
 def _shapes(said: Outputs) -> Shapes:
     """Measured: a teacher may leave sizes open that these data have."""
     features = {name: tuple(values.shape[1:]) for name, values in said.features.items()}
-    return Shapes(tuple(said.logits.shape[1:]), features)
+    logits = tf.nest.map_structure(lambda values: tuple(values.shape[1:]), said.logits)
+    return Shapes(logits, features)
 
 
 def _encoding(
     shapes: Any, dtype: str, top_k: int | None, temperatures: Sequence[float]
 ) -> Encoding:
+    if shapes.names:
+        raise ModelError(
+            "`teacher` must have one output, for targets to be stored.",
+            received=f"the outputs {', '.join(shapes.names)}",
+            hint="Let a td.Distiller ask it at each step; or store a model of one output.",
+        )
     if len(shapes.logits) != 1:
         raise ModelError(
             "`teacher` must have logits [batch, classes].",

@@ -296,9 +296,15 @@ def logits_of_probabilities(probabilities: tf.Tensor) -> tf.Tensor:
     return logs
 
 
-def note_on_probabilities(units: int | None) -> str:
-    """The sentence that says how logits are recovered from probabilities."""
-    what = "log-odds" if units == 1 else "logarithms"
+def note_on_probabilities(units: Any) -> str:
+    """The sentence that says how logits are recovered from probabilities.
+
+    Args:
+        units: Number of classes; of several outputs by name.
+    """
+    what = " or ".join(
+        sorted({"log-odds" if n == 1 else "logarithms" for n in tf.nest.flatten(units)})
+    )
     return f"The teacher returns probabilities; distillation reads their {what}."
 
 
