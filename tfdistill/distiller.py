@@ -66,7 +66,8 @@ class Distiller(tf_keras.Model):
 
         label_loss_weight * label loss + sum of weight * distillation loss
 
-    times its sample weight, averaged over the batch as Keras averages (Hinton 2015,
+    times its sample weight, averaged over the batch as Keras averages; of several outputs it is the
+    sum of theirs, and their names come before those of their logs (Hinton 2015,
     https://arxiv.org/abs/1503.02531, section 2, for the mixture). Everything Keras' `compile`
     and `fit` take works: optimizers, metrics, callbacks, `tf.distribute`, mixed precision,
     `jit_compile`.
@@ -77,20 +78,25 @@ class Distiller(tf_keras.Model):
     Args:
         student: Functional or Sequential, Keras 3 or tf_keras, one output of `[batch, classes]`
             logits, or `[batch, ..., classes]` with time steps; a final softmax or sigmoid is
-            recognised and distillation reads what is before it. A tf_keras student is trained in
-            place; a Keras 3 student is trained as its tf_keras equal and gets the trained weights
-            whenever `fit` ends or `student` is read.
+            recognised and distillation reads what is before it. Of several outputs, in a
+            dictionary or a list, each is such a one; their names are the keys, or those of the
+            layers that they come from. A tf_keras student is trained in place; a Keras 3 student
+            is trained as its tf_keras equal and gets the trained weights whenever `fit` ends or
+            `student` is read.
         teacher: One of `td.teachers`; or a Keras 3 or tf_keras model; or a function from a batch
-            of tensors to logits `[batch, classes]`.
-        losses: Distillation losses, each with its own weight.
+            of tensors to logits `[batch, classes]`, or to a dictionary of them. It teaches several
+            outputs by their names; where it has one only, the one that has losses.
+        losses: Distillation losses, each with its own weight; for a student of several outputs
+            by name, without those that the teacher does not teach.
         label_loss_weight: Weight of the loss given to `compile`; 0 needs no labels. As the losses'
-            weights and temperatures it may be a schedule, see `td.schedules`.
+            weights and temperatures it may be a schedule, see `td.schedules`. One for all outputs;
+            or by name, 0 for the others. An output without losses and labels is not taught.
         name: As in Keras.
         unlabelled: What stands for the label of a row that has none: -1 (class numbers), 0
             (one-hot rows) or NaN (floats); a row has none where all of its labels are that. Such
             rows learn from the teacher only: their label loss, and losses that read labels, are 0
             (and counted in the batch's mean), and metrics leave them out. `None` where every row
-            has a label.
+            has a label. One for all outputs; or by name.
         adversarial: Whether, and how, the student is trained on adversarial examples, too. Then
             the `loss` of `fit` is of both; the other logs are of the unmoved inputs.
 
@@ -209,7 +215,7 @@ class Distiller(tf_keras.Model):
         return one_or_all({n: plan.losses for n, plan in self._parts.tasks.plans.items()})
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """The student's output."""
+        """What the student puts out, in its own structure."""
         return self._student(inputs, training=training)
 
     def compile(
@@ -224,14 +230,23 @@ class Distiller(tf_keras.Model):
         Args:
             optimizer: Name or object.
             loss: The label loss; needed unless `label_loss_weight` is 0. A cross-entropy given
-                by name reads logits or probabilities, whichever the student returns.
+                by name reads logits or probabilities, whichever the student returns. Of several
+                outputs one each, by name or in their order; or one for all that labels teach.
             metrics: As in Keras; they see the student's own output.
             **kwargs: Everything else that tf_keras' `compile` takes.
 
         Raises:
-            SettingError: The loss is missing or does not fit what the student returns; or
-                `jit_compile` is True for a teacher that XLA cannot compile.
+            SettingError: The loss is missing or does not fit what the student returns;
+                `jit_compile` is True for a teacher that XLA cannot compile; or `loss_weights` are
+                given, which `label_loss_weight` has the place of.
         """
+        if kwargs.get("loss_weights") is not None:
+            raise SettingError(
+                "`loss_weights` must be left out.",
+                received=repr(kwargs["loss_weights"]),
+                hint="Weigh the label loss by label_loss_weight=... of the Distiller, which may be "
+                "by output name, and each distillation loss by its own weight=...",
+            )
         if kwargs.get("jit_compile") and self._parts.teacher.outside:
             raise SettingError(
                 "`jit_compile` must be False for a teacher that runs outside of TensorFlow.",

@@ -55,7 +55,7 @@ def taken_over(student: Any) -> tuple[Any, Any]:
         )
     if original is not None and len(trained.outputs) > 1:
         # Of nested models tf_keras would know the inner layers only.
-        trained.output_names = [*output_names(original)]
+        trained.output_names[:] = output_names(original)
     return trained, original
 
 

@@ -225,7 +225,7 @@ class Tasks:
             DataError: It is of other outputs or classes, or a layer is missing.
         """
         said, expected = given.teacher, self._expected
-        if said.names != expected.names:  # in Python, while the step is traced
+        if {*said.names} != {*expected.names}:  # in Python, while the step is traced
             raise DataError(
                 "`data` must hold stored targets of the teacher's outputs.",
                 received=f"{', '.join(said.names) or 'one output'}, teacher "

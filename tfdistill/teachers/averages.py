@@ -95,7 +95,7 @@ class AveragedTeacher(ModelTeacher):
             )
         self.model = copy_model(student, _without_wrapper)
         self.model.trainable = False
-        self.model.output_names = [*output_names(student)]
+        self.model.output_names[:] = output_names(student)  # which a copy would find anew
         self._decay = decay
         followed = [_without_wrapper(layer) for layer in student.layers]
         masks = {  # tfmot sets pruned weights to 0 in the forward pass, after the step
