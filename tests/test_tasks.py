@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from formulas import log_probabilities, soft_targets
-from networks import FEATURES, examples, perceptron, wide, with_random_weights
+from networks import (
+    FEATURES,
+    STEPS,
+    examples,
+    perceptron,
+    sentences,
+    wide,
+    with_random_weights,
+)
 
 import tfdistill as td
 from tfdistill import losses
@@ -471,6 +479,34 @@ def test_rows_may_be_unlabelled_in_one_output() -> None:
     all_marked = distiller_of(unlabelled=-1).evaluate(inputs, both, verbose=0, return_dict=True)
     assert all_marked["digit_label_loss"] == pytest.approx(logs["digit_label_loss"], rel=1e-5)
     assert all_marked["parity_label_loss"] < logs["parity_label_loss"]
+
+
+def test_time_steps_of_one_output_have_its_mask() -> None:
+    numbers = sentences()
+    labels = {"steps": numbers % 3, "whole": numbers[:, 0] % 3}
+
+    def model(seed: int) -> Any:
+        inputs = tf_keras.layers.Input([STEPS], dtype="int32")
+        hidden = tf_keras.layers.Embedding(9, 4, mask_zero=True)(inputs)
+        steps = tf_keras.layers.Dense(3, name="steps")(hidden)
+        pooled = tf_keras.layers.GlobalAveragePooling1D()(hidden)
+        whole = tf_keras.layers.Dense(3, name="whole")(pooled)
+        return with_random_weights(tf_keras.Model(inputs, [whole, steps]), seed)
+
+    def logs(of: Callable[[Any], Any], taught: Any, labels: Any) -> Any:
+        distiller = td.Distiller(of(model(0)), of(model(1)), taught, 0.5)
+        distiller.compile("adam", LABEL_LOSS["digit"], ["accuracy"])
+        return distiller.evaluate(numbers, labels, verbose=0, return_dict=True)
+
+    both = logs(lambda each: each, {"steps": DIGIT, "whole": DIGIT}, labels)
+    for place, name in enumerate(("whole", "steps")):
+        alone = logs(
+            lambda each, place=place: tf_keras.Model(each.inputs, each.outputs[place]),
+            DIGIT,
+            labels[name],
+        )
+        for log, value in alone.items():
+            assert log == "loss" or both[f"{name}_{log}"] == pytest.approx(value, rel=1e-5), log
 
 
 def test_losses_of_labels_and_exits_read_those_of_their_output() -> None:

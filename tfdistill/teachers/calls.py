@@ -130,7 +130,7 @@ class OutsideCalls:
             raise self._failed(received, arrays, hint, error) from error
         if self._classes is not None and answers.keys() != self._classes.keys():
             raise self._failed(
-                f"the outputs {', '.join(answers)} where {', '.join(self._classes)} are wanted",
+                f"the outputs {[*answers]} where {[*self._classes]} are wanted",
                 arrays,
                 "Let it return the same ones each time.",
             )
