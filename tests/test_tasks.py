@@ -784,6 +784,9 @@ def test_metrics_of_an_output_without_labels_are_refused() -> None:
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
+    def flat_parity(batch: Any) -> Any:
+        return {"digit": batch[:, :3], "parity": batch[:, 0]}
+
     swapped = teacher_of(structure=lambda digit, parity: {"digit": parity, "parity": digit})
     with pytest.raises(ModelError, match=r"same classes\. Received: teacher output \(1,\)"):
         distiller_of(teacher=swapped)
@@ -803,13 +806,9 @@ def test_models_that_do_not_fit_are_refused() -> None:
     with pytest.raises(
         ModelError, match=r"\[4, classes\].* dict whose 'parity' is of shape \(4,\)"
     ):
-        distiller_of(teacher=lambda batch: {"digit": batch[:, :3], "parity": batch[:, 0]})
+        distiller_of(teacher=flat_parity, taught={"digit": DIGIT})
     with pytest.raises(TeacherError, match=r"shape \[4\] .* is wanted for the output 'parity'"):
-        distiller_of(
-            teacher=td.teachers.Function(
-                lambda batch: {"digit": batch[:, :3], "parity": batch[:, 0]}
-            )
-        )
+        distiller_of(teacher=td.teachers.Function(flat_parity), taught={"digit": DIGIT})
     with pytest.raises(ModelError, match=r"`student` must have one output"):
         td.MutualDistiller([two_headed(), two_headed(seed=1)])
 
