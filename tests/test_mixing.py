@@ -39,9 +39,9 @@ def images(count: int = 24) -> tuple[Array, Array, Array]:
 
 def mixed(settings: Any, inputs: Array, labels: Array, step: int = 0) -> tuple[Any, Array]:
     """What is made of a batch, and the places of what each example was mixed with."""
-    batch = settings(tf.constant(inputs), Labels(tf.constant(labels)), None, step)
-    order = settings(tf.constant(inputs), Labels(tf.range(len(inputs))), None, step)
-    return batch, order.labels.others.values.numpy()
+    both = {"logits": Labels(tf.constant(labels)), "order": Labels(tf.range(len(inputs)))}
+    batch = settings(tf.constant(inputs), both, {}, step)
+    return batch, batch.labels["order"].others.values.numpy()
 
 
 # --- what they are ---
@@ -50,13 +50,13 @@ def mixed(settings: Any, inputs: Array, labels: Array, step: int = 0) -> tuple[A
 def test_mixup_is_the_convex_combination_of_the_paper() -> None:
     inputs, labels, _ = examples()
     batch, order = mixed(MIXUP, inputs, labels)
-    share = float(batch.labels.share)
+    share = float(batch.labels["logits"].share)
     assert 0.05 < share < 0.95
     assert sorted(order) == [*range(15)]
     expected = share * inputs.astype(np.float64) + (1 - share) * inputs[order]
     np.testing.assert_allclose(batch.inputs, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(batch.labels.values, labels)
-    np.testing.assert_array_equal(batch.labels.others.values, labels[order])
+    np.testing.assert_array_equal(batch.labels["logits"].values, labels)
+    np.testing.assert_array_equal(batch.labels["logits"].others.values, labels[order])
 
 
 def authors_box(size: tuple[int, int], share: float, row: int, column: int) -> tuple[slice, slice]:
@@ -81,7 +81,7 @@ def test_cutmix_puts_in_one_box_and_shares_the_labels_by_its_area(step: int) -> 
     assert len(rows) == 0 or rows[-1] - rows[0] + 1 == len(rows)
     expected = np.where(box[..., None], others, inputs)
     np.testing.assert_array_equal(batch.inputs, expected)
-    assert float(batch.labels.share) == pytest.approx(1 - box.mean())
+    assert float(batch.labels["logits"].share) == pytest.approx(1 - box.mean())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.77, 1.0])
@@ -119,7 +119,8 @@ def test_each_step_and_seed_has_its_own_and_always_the_same(settings: Any) -> No
     np.testing.assert_array_equal(first.inputs, again.inputs)
     for one in (later, other):
         assert (one.inputs.numpy() != first.inputs.numpy()).any()
-        assert (one.labels.others.values.numpy() != first.labels.others.values.numpy()).any()
+        orders = (each.labels["order"].others.values.numpy() for each in (one, first))
+        assert np.not_equal(*orders).any()
 
 
 def test_replicas_mix_their_own_rows_each_in_its_own_way(two_replicas: Any) -> None:
@@ -129,8 +130,8 @@ def test_replicas_mix_their_own_rows_each_in_its_own_way(two_replicas: Any) -> N
     )
 
     def mix(values: Any) -> Any:
-        inputs, labels, _ = MIXUP(values, Labels(tf.range(3)), None, 0)
-        return inputs, labels.others.values, labels.share
+        inputs, labels, _ = MIXUP(values, {"order": Labels(tf.range(3))}, {}, 0)
+        return inputs, labels["order"].others.values, labels["order"].share
 
     @tf.function
     def run() -> Any:
@@ -151,7 +152,7 @@ def test_images_may_lack_their_one_channel() -> None:
     inputs, labels, _ = images(8)  # as many as they have rows and columns
     batch, _ = mixed(CUTMIX, inputs, labels, step=2)
     flat, _ = mixed(CUTMIX, inputs[..., 0], labels, step=2)
-    assert 0 < float(batch.labels.share) < 1
+    assert 0 < float(batch.labels["logits"].share) < 1
     np.testing.assert_array_equal(flat.inputs, batch.inputs[..., 0])
 
 
@@ -180,7 +181,7 @@ def trained(distiller: Any, *batch: Any) -> tuple[dict[str, float], list[Array]]
 def test_losses_are_the_closed_form(weighted: bool) -> None:
     inputs, labels, weights = examples()
     batch, order = mixed(MIXUP, inputs, labels)
-    share, x = float(batch.labels.share), batch.inputs.numpy()
+    share, x = float(batch.labels["logits"].share), batch.inputs.numpy()
     s, t = (
         logits_of(model.get_weights(), x)
         for model in (perceptron(tf_keras), perceptron(keras, units=7, seed=1))
@@ -213,7 +214,7 @@ def test_a_step_is_that_of_the_mixed_batch_with_soft_labels(
         settings, (inputs, labels, weights) = CUTMIX, images()
         student, teacher = (lambda: convolutional(tf_keras, 3)), convolutional(keras, 6)
     batch, order = mixed(settings, inputs, labels)
-    share = float(batch.labels.share)
+    share = float(batch.labels["logits"].share)
     assert 0 < share < 1
     one_hot = np.eye(3, dtype=np.float32)[labels]
     ours = make(settings, student(), teacher, adversarial=adversarial)
@@ -238,7 +239,7 @@ def test_a_missing_label_counts_nothing_and_the_other_one_its_share() -> None:
     inputs, labels, _ = examples()
     labels = np.where(np.arange(15) % 3 == 0, -1, labels)
     batch, order = mixed(MIXUP, inputs, labels)
-    share = float(batch.labels.share)
+    share = float(batch.labels["logits"].share)
     logs = log_probabilities(logits_of(perceptron(tf_keras).get_weights(), batch.inputs.numpy()))
 
     def values(numbers: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 from tfdistill._keras import tf
 from tfdistill.errors import DataError, SettingError
 from tfdistill.settings import is_number, settings
-from tfdistill.terms import Step
+from tfdistill.tasks import Steps
 
 __all__ = ["Adversarial", "check_adversarial"]
 
@@ -73,7 +73,7 @@ class Adversarial:
                 )
             object.__setattr__(self, "bounds", (float(given[0]), float(given[1])))
 
-    def total(self, step: Callable[[Any], Step], inputs: Any, tape: Any) -> tuple[Step, Any]:
+    def total(self, step: Callable[[Any], Steps], inputs: Any, tape: Any) -> tuple[Steps, Any]:
         """The step on the inputs as they are, and the total loss of these and the moved ones.
 
         Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,34 +17,27 @@ from tfdistill.bridge.layer_configs import copy_model
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.fitting import (
     build_optimizer,
-    build_projections,
     dtype_policy,
-    label_loss_of,
-    metrics_of,
     named_results,
     own_errors,
     refuse_keras3,
     regularization_of,
-    require_same_classes,
     taken_over,
 )
-from tfdistill.labels import (
-    LabelLoss,
-    Labels,
-    check_unlabelled,
-    known_labels,
-)
+from tfdistill.heads import output_names
+from tfdistill.labels import Labels
 from tfdistill.losses import DistillationLoss
-from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, check_losses
-from tfdistill.matching import match_layers
+from tfdistill.losses.base import Outputs, Taught, one_or_all
 from tfdistill.mixing import Mixing, check_mixing
 from tfdistill.outputs import (
     ModelView,
     probe_inputs,
     refuse_probabilities,
 )
+from tfdistill.plans import check_plans, planned
 from tfdistill.replicas import share_of_mean
 from tfdistill.schedules import Schedule
+from tfdistill.tasks import Steps, Tasks, match_all
 from tfdistill.teachers import (
     Teacher,
     as_teacher,
@@ -53,7 +46,7 @@ from tfdistill.teachers import (
     require_own_weights,
     teacher_for,
 )
-from tfdistill.terms import Step, Terms, refuse_unknown_labels, stored_answers, unique
+from tfdistill.terms import unique
 
 logger = logging.getLogger("tfdistill")
 
@@ -64,10 +57,8 @@ class _Untracked:
 
     teacher: Teacher
     student: ModelView
-    terms: Terms
+    tasks: Tasks
     original: Any  # the Keras 3 student as it was given, or None
-    label_loss: LabelLoss | None = None
-    trackers: dict[str, Any] = field(default_factory=dict)
 
 
 class Distiller(tf_keras.Model):
@@ -77,7 +68,8 @@ class Distiller(tf_keras.Model):
 
         label_loss_weight * label loss + sum of weight * distillation loss
 
-    times its sample weight, averaged over the batch as Keras averages (Hinton 2015,
+    times its sample weight, averaged over the batch as Keras averages; of several outputs it is the
+    sum of theirs, and their names come before those of their logs (Hinton 2015,
     https://arxiv.org/abs/1503.02531, section 2, for the mixture). Everything Keras' `compile`
     and `fit` take works: optimizers, metrics, callbacks, `tf.distribute`, mixed precision,
     `jit_compile`.
@@ -88,21 +80,27 @@ class Distiller(tf_keras.Model):
     Args:
         student: Functional or Sequential, Keras 3 or tf_keras, one output of `[batch, classes]`
             logits, or `[batch, ..., classes]` with time steps; a final softmax or sigmoid is
-            recognised and distillation reads what is before it. A tf_keras student is trained in
-            place; a Keras 3 student is trained as its tf_keras equal and gets the trained weights
-            whenever `fit` ends or `student` is read.
+            recognised and distillation reads what is before it. Of several outputs, in a
+            dictionary or a list, each is such a one; their names are the keys, or those of the
+            layers that they come from. A tf_keras student is trained in place; a Keras 3 student
+            is trained as its tf_keras equal and gets the trained weights whenever `fit` ends or
+            `student` is read.
         teacher: One of `td.teachers`; or a Keras 3 or tf_keras model; or a function from a batch
-            of tensors to logits `[batch, classes]`; or `None` where no loss needs one, such as
-            `td.losses.VirtualTeacher`. The logs then have no `teacher_agreement`.
-        losses: Distillation losses, each with its own weight.
+            of tensors to logits `[batch, classes]`, or to a dictionary of them; or `None` where no
+            loss needs one, such as `td.losses.VirtualTeacher`. The logs then have no
+            `teacher_agreement`. It teaches several outputs by their names; where it has one only,
+            the one that has losses.
+        losses: Distillation losses, each with its own weight; for a student of several outputs
+            by name, without those that the teacher does not teach.
         label_loss_weight: Weight of the loss given to `compile`; 0 needs no labels. As the losses'
-            weights and temperatures it may be a schedule, see `td.schedules`.
+            weights and temperatures it may be a schedule, see `td.schedules`. One for all outputs;
+            or by name, 0 for the others. An output without losses and labels is not taught.
         name: As in Keras.
         unlabelled: What stands for the label of a row that has none: -1 (class numbers), 0
             (one-hot rows) or NaN (floats); a row has none where all of its labels are that. Such
             rows learn from the teacher only: their label loss, and losses that read labels, are 0
             (and counted in the batch's mean), and metrics leave them out. `None` where every row
-            has a label.
+            has a label. One for all outputs; or by name.
         adversarial: Whether, and how, the student is trained on adversarial examples, too. Then
             the `loss` of `fit` is of both; the other logs are of the unmoved inputs.
         mixing: A `td.Mixup` or `td.CutMix`, where the student is trained on mixed examples; the
@@ -131,48 +129,43 @@ class Distiller(tf_keras.Model):
         self,
         student: Any,
         teacher: Any,
-        losses: Sequence[DistillationLoss],
-        label_loss_weight: float | Schedule = 0.1,
+        losses: Sequence[DistillationLoss] | Mapping[str, Sequence[DistillationLoss]],
+        label_loss_weight: float | Schedule | Mapping[str, float | Schedule] = 0.1,
         name: str = "distiller",
         *,
-        unlabelled: float | None = None,
+        unlabelled: float | Mapping[str, float] | None = None,
         adversarial: Adversarial | None = None,
         mixing: Mixing | None = None,
     ) -> None:
-        losses, label_loss_weight = check_losses(losses, label_loss_weight)
-        unlabelled = check_unlabelled(unlabelled)
-        if unlabelled is not None:
-            refuse_unknown_labels(losses)
-        mixing = check_mixing(mixing, losses)
-        teacher = teacher_for(losses, teacher)
+        given = check_plans(losses, label_loss_weight, unlabelled)
         trained, original = taken_over(student)
+        plans = planned(*given, output_names(trained))
         # The policy is for the scaling of the loss; what inputs become is the student's affair.
         super().__init__(name=name, dtype=dtype_policy(trained), autocast=False)
+        every = [loss for plan in plans.values() for loss in plan.losses]
+        mixing = check_mixing(mixing, every)
         if mixing is not None:
             mixing.check_student(trained)
-        losses, matches = match_layers(losses, trained, teacher)
-        student_layers = [layer for loss in losses for layer in loss.student_layers]
-        teacher_layers = [layer for loss in losses for layer in loss.teacher_layers]
-        view = ModelView(trained, role="student", layers=unique(student_layers))
+        teacher = teacher_for(every, teacher)
+        plans, matches = match_all(plans, trained, teacher)
+        every = [loss for plan in plans.values() for loss in plan.losses]
+        student_layers = [layer for loss in every for layer in loss.student_layers]
+        teacher_layers = [layer for loss in every for layer in loss.teacher_layers]
+        view = ModelView(trained, role="student", layers=unique(student_layers), several=True)
         asked = as_teacher(teacher, trained, unique(teacher_layers))
         example = probe_inputs(trained, like=input_shapes_of_teacher(teacher, trained))
         _, said = view(example, training=False)
         refuse_probabilities(said.logits, role="student")
-        require_same_classes(asked.shapes, view.shapes)
+        tasks = Tasks(plans, view, asked.shapes)
         require_own_weights(student, teacher)
-        projections = build_projections(losses, asked.shapes, view.shapes)
-        self.losses_taught = losses
-        self.label_loss_weight = label_loss_weight
-        self.unlabelled = unlabelled
         self.adversarial = check_adversarial(adversarial)
         self.mixing = mixing
         self.notes = tuple(note for note in (view.note, asked.note, *matches) if note)
         for note in self.notes:
             logger.info(note)
-        terms = Terms(losses, label_loss_weight, projections)
-        self._parts = _Untracked(asked, view, terms, original)
+        self._parts = _Untracked(asked, view, tasks, original)
         self._student = trained
-        self._projections = projections
+        self._projections = tasks.projections
         self._averages = [follower.model for follower in asked.followers]  # kept, not trained
         self.built = True
 
@@ -229,8 +222,13 @@ class Distiller(tf_keras.Model):
             if [np.shape(array) for array in given] == [np.shape(array) for array in own]:
                 layer.set_weights(given)
 
-    def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
-        """The student's output."""
+    @property
+    def losses_taught(self) -> Any:
+        """The distillation losses, with all layers named; of several outputs by name."""
+        return one_or_all({n: plan.losses for n, plan in self._parts.tasks.plans.items()})
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """What the student puts out, in its own structure."""
         return self._student(inputs, training=training)
 
     def compile(
@@ -245,14 +243,23 @@ class Distiller(tf_keras.Model):
         Args:
             optimizer: Name or object.
             loss: The label loss; needed unless `label_loss_weight` is 0. A cross-entropy given
-                by name reads logits or probabilities, whichever the student returns.
+                by name reads logits or probabilities, whichever the student returns. Of several
+                outputs one each, by name or in their order; or one for all that labels teach.
             metrics: As in Keras; they see the student's own output.
             **kwargs: Everything else that tf_keras' `compile` takes.
 
         Raises:
-            SettingError: The loss is missing or does not fit what the student returns; or
-                `jit_compile` is True for a teacher that XLA cannot compile.
+            SettingError: The loss is missing or does not fit what the student returns;
+                `jit_compile` is True for a teacher that XLA cannot compile; or `loss_weights` are
+                given, which `label_loss_weight` has the place of.
         """
+        if kwargs.get("loss_weights") is not None:
+            raise SettingError(
+                "`loss_weights` must be left out.",
+                received=repr(kwargs["loss_weights"]),
+                hint="Weigh the label loss by label_loss_weight=... of the Distiller, which may be "
+                "by output name, and each distillation loss by its own weight=...",
+            )
         if kwargs.get("jit_compile") and self._parts.teacher.outside:
             raise SettingError(
                 "`jit_compile` must be False for a teacher that runs outside of TensorFlow.",
@@ -260,22 +267,17 @@ class Distiller(tf_keras.Model):
                 hint="XLA compiles the whole training step, and cannot call Python in it. Give the "
                 "teacher as a Keras model or a td.teachers.SavedModel to compile it.",
             )
-        view = self._parts.student
-        given = label_loss_of(loss, view, weight=self.label_loss_weight)
-        self._parts.label_loss = given or self._parts.label_loss
         # An empty list, else Keras warns at every sample weight.
         wanted = {"metrics": metrics, "weighted_metrics": kwargs.pop("weighted_metrics", [])}
-        converted = metrics_of(wanted, view)
-        super().compile(optimizer=bridge.to_tf_keras_optimizer(optimizer), **converted, **kwargs)
         with self.distribute_strategy.scope():
-            names = [*OWN_LOGS[:2], *(loss.name for loss in self.losses_taught), OWN_LOGS[2]]
-            self._parts.trackers = {n: tf_keras.metrics.Mean(name=n) for n in names}
+            converted = self._parts.tasks.compile(loss, **wanted)
+        super().compile(optimizer=bridge.to_tf_keras_optimizer(optimizer), **converted, **kwargs)
 
     @property
     def metrics(self) -> list[Any]:
         """The losses' means, `teacher_agreement`, then the compiled metrics."""
         compiled = self.compiled_metrics.metrics if self._is_compiled else []
-        return [*self._parts.trackers.values(), *compiled]
+        return [*self._parts.tasks.trackers.values(), *compiled]
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As Keras' `fit`; afterwards a Keras 3 student holds the trained weights.
@@ -309,7 +311,7 @@ class Distiller(tf_keras.Model):
             )
         inputs, teacher = self._taught(given)
 
-        def step_on(inputs: Any) -> Step:
+        def step_on(inputs: Any) -> Steps:
             return self._step(teacher, inputs, labels, sample_weight, training=True)
 
         with tf.GradientTape() as tape:
@@ -356,34 +358,31 @@ class Distiller(tf_keras.Model):
         replicas = self.distribute_strategy.num_replicas_in_sync
         return failures_named(self._parts.teacher, since, replicas=replicas)
 
-    def _unpacked(self, data: Any, *, training: bool) -> tuple[Any, Labels | None, Any]:
-        """Inputs, labels and sample weights of a batch."""
+    def _unpacked(
+        self, data: Any, *, training: bool
+    ) -> tuple[Any, dict[str, Labels], dict[str, Any]]:
+        """Inputs of a batch; labels and sample weights by output."""
         given, labels, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
-        if labels is None:
-            return given, None, sample_weight
-        logits = self._parts.student.shapes.logits
-        known = known_labels(labels, self.unlabelled, logits, training=training)
-        return given, known, sample_weight
+        tasks = self._parts.tasks
+        known = tasks.known_labels(labels, training=training)
+        return given, known, tasks.weights(sample_weight)
 
     def _taught(self, given: Any) -> tuple[Any, Outputs]:
         """Inputs of a batch, and what the teacher says about them: stored with them, or now."""
-        teacher = self._parts.teacher
         if not isinstance(given, Taught):
-            return given, teacher(given)
-        student = self._parts.student.shapes
-        return given.inputs, stored_answers(given, teacher.shapes, student, self.losses_taught)
+            return given, self._parts.teacher(given)
+        return given.inputs, self._parts.tasks.stored(given)
 
     def _step(
         self, teacher: Any, inputs: Any, labels: Any, sample_weight: Any, *, training: bool
-    ) -> Step:
+    ) -> Steps:
         predictions, student = self._parts.student(inputs, training=training)
-        step = self._parts.terms(
+        step = self._parts.tasks(
             teacher,
             student,
             predictions,
             labels,
             sample_weight,
-            label_loss=self._parts.label_loss,
             step=self.optimizer.iterations,
             replicas=self.distribute_strategy.num_replicas_in_sync,
         )
@@ -393,18 +392,10 @@ class Distiller(tf_keras.Model):
         # Not `self.losses`: an average of the student has its regularizers, too.
         return regularization_of([self._student, *self._projections.values()])
 
-    def _log(self, step: Step, labels: Labels | None, sample_weight: Any) -> dict[str, tf.Tensor]:
-        values = {"loss": step.total + step.regularization}
-        values |= {name: each * step.example_weights for name, each in step.terms.items()}
-        if step.agreement is not None:
-            values["teacher_agreement"] = step.agreement
-        trackers = self._parts.trackers
-        for name, each in values.items():
-            trackers[name].update_state(each)
-        if labels is not None:
-            predictions = labels.masked(step.predictions)
-            self.compiled_metrics.update_state(labels.values, predictions, sample_weight)
-        results = {name: each.result() for name, each in trackers.items() if name in values}
-        if labels is not None:
+    def _log(self, step: Steps, labels: Any, sample_weight: Any) -> dict[str, tf.Tensor]:
+        tasks = self._parts.tasks
+        results = tasks.log(step)
+        if labels:
+            self.compiled_metrics.update_state(*tasks.measured(step, labels, sample_weight))
             results |= named_results(self.compiled_metrics.metrics)
         return results

@@ -10,6 +10,7 @@ from typing import Any
 from tfdistill import bridge
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import DataError, ModelError, SettingError, TfdistillError
+from tfdistill.heads import Head, output_names
 from tfdistill.labels import LabelLoss, accuracy_metric, per_example_label_loss
 from tfdistill.losses import DistillationLoss, Shapes
 from tfdistill.outputs import ModelView, is_functional
@@ -19,6 +20,7 @@ from tfdistill.targets.stored import unknown_examples
 __all__ = [
     "build_optimizer",
     "build_projections",
+    "copied",
     "dtype_policy",
     "label_loss_of",
     "metrics_of",
@@ -51,6 +53,9 @@ def taken_over(student: Any) -> tuple[Any, Any]:
             received=type(student).__name__,
             hint="Wrap it: keras.Model(inputs, student(inputs)).",
         )
+    if original is not None and len(trained.outputs) > 1:
+        # Of nested models tf_keras would know the inner layers only.
+        trained.output_names[:] = output_names(original)
     return trained, original
 
 
@@ -141,12 +146,12 @@ def dtype_policy(*models: Any) -> Any:
     return mixed[0] if mixed else None
 
 
-def label_loss_of(loss: Any, view: ModelView, *, weight: Any) -> LabelLoss | None:
+def label_loss_of(loss: Any, view: ModelView | Head, *, weight: Any) -> LabelLoss | None:
     """What `compile` was given as the label loss, as a function of each example.
 
     Args:
         loss: Of either Keras, or `None`.
-        view: The student that it is for.
+        view: The student that it is for, or its output.
         weight: The label loss' weight: a number or a schedule.
 
     Raises:
@@ -163,8 +168,15 @@ def label_loss_of(loss: Any, view: ModelView, *, weight: Any) -> LabelLoss | Non
     return per_example_label_loss(bridge.to_tf_keras_loss(loss), activation=view.activation)
 
 
-def metrics_of(metrics: Any, view: ModelView) -> Any:
-    """Metrics of either Keras, in any structure, for what a student returns."""
+def copied(metric: Any) -> Any:
+    """A metric for one more student or output, of its own: it counts."""
+    if isinstance(metric, tf_keras.metrics.Metric):
+        return type(metric).from_config(metric.get_config())
+    return metric
+
+
+def metrics_of(metrics: Any, view: ModelView | Head) -> Any:
+    """Metrics of either Keras, in any structure, for what a student, or its output, returns."""
     return tf.nest.map_structure(
         lambda metric: accuracy_metric(
             bridge.to_tf_keras_metric(metric), activation=view.activation, units=view.classes

@@ -32,7 +32,7 @@ def match_layers(
     """
     if not any(isinstance(loss, LayerLoss) and loss.is_auto for loss in losses):
         return tuple(losses), ()
-    ours = ModelView(student, role="student").layers()
+    ours = ModelView(student, role="student", several=True).layers()
     theirs = as_given(teacher).layers()
     named: list[DistillationLoss] = []
     notes = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -29,13 +29,14 @@ class Mixed(NamedTuple):
 
     Attributes:
         inputs: In the structure that they were given in.
-        labels: Of both examples; `None` where there are none.
-        sample_weight: `[batch]`, the mean of the two examples' with their shares; or `None`.
+        labels: Of both examples, by output; of some outputs there may be none.
+        sample_weight: By output, `[batch]`, the mean of the two examples' with their shares; or
+            `None`.
     """
 
     inputs: Any
-    labels: Labels | None
-    sample_weight: Any
+    labels: dict[str, Labels]
+    sample_weight: dict[str, Any]
 
 
 class Mixing(abc.ABC):
@@ -55,13 +56,19 @@ class Mixing(abc.ABC):
         object.__setattr__(self, "alpha", float(self.alpha))
         object.__setattr__(self, "seed", whole_number("seed", self.seed, minimum=0))
 
-    def __call__(self, inputs: Any, labels: Labels | None, sample_weight: Any, step: Any) -> Mixed:
+    def __call__(
+        self,
+        inputs: Any,
+        labels: Mapping[str, Labels],
+        sample_weight: Mapping[str, Any],
+        step: Any,
+    ) -> Mixed:
         """Mixes each example of a batch with another one, or itself.
 
         Args:
             inputs: One tensor of floats `[batch, ...]`, in any structure.
-            labels: Of the batch, where it has any.
-            sample_weight: Weights of its examples, or `None`.
+            labels: Of the batch, by output, where it has any.
+            sample_weight: Weights of its examples, by output, or `None`.
             step: Steps that the optimizer has taken; with the seed it decides on all that is
                 random, so that a resumed training goes on as it would have.
 
@@ -79,13 +86,17 @@ class Mixing(abc.ABC):
         order = tf.argsort(keys)  # XLA knows no shuffle
         share = _beta(self.alpha, of_share)
         mixed, share = self._mixed(values, tf.gather(values, order), share, of_place)
-        if sample_weight is not None:
-            own = tf.cast(sample_weight, tf.float32)
-            sample_weight = share * own + (1.0 - share) * tf.gather(own, order)
+
+        def mean(weights: Any) -> Any:
+            if weights is None:
+                return None
+            own = tf.cast(weights, tf.float32)
+            return share * own + (1.0 - share) * tf.gather(own, order)
+
         return Mixed(
             tf.nest.pack_sequence_as(inputs, [mixed]),
-            None if labels is None else labels.mixed(order, share),
-            sample_weight,
+            {name: each.mixed(order, share) for name, each in labels.items()},
+            {name: mean(each) for name, each in sample_weight.items()},
         )
 
     def with_seed(self, seed: int) -> Mixing:

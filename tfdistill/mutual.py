@@ -13,6 +13,7 @@ from tfdistill.errors import ModelError, SettingError
 from tfdistill.fitting import (
     build_optimizer,
     build_projections,
+    copied,
     dtype_policy,
     label_loss_of,
     metrics_of,
@@ -222,7 +223,7 @@ class MutualDistiller(tf_keras.Model):
             self._parts.loss = tf_keras.metrics.Mean(name="loss")
             for member, label_loss in zip(self._parts.members, label_losses, strict=True):
                 member.label_loss = label_loss
-                own = tf.nest.map_structure(_copy, metrics_of(wanted, member.view))
+                own = tf.nest.map_structure(copied, metrics_of(wanted, member.view))
                 member.scorer.compile(**own)
                 names = [*OWN_LOGS[:2], *(each.name for each in self.losses_taught)]
                 member.trackers = {
@@ -374,10 +375,3 @@ def _require_own_weights(student: Any, other: Any) -> None:
 def _compiled(member: _Member) -> list[Any]:
     compiled = getattr(member.scorer, "compiled_metrics", None)
     return [] if compiled is None else list(compiled.metrics)
-
-
-def _copy(metric: Any) -> Any:
-    """A metric of one student's own: it counts."""
-    if isinstance(metric, tf_keras.metrics.Metric):
-        return type(metric).from_config(metric.get_config())
-    return metric

@@ -6,7 +6,7 @@ a sigmoid. `ModelView` finds that out from the model's graph and reads the logit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from tfdistill._keras import keras, tf, tf_keras
-from tfdistill.bridge.model_graphs import graph_of, graph_or_raise, pack_inputs, takes_training
+from tfdistill.bridge.model_graphs import graph_of, graph_or_raise, pack_inputs
 from tfdistill.errors import ModelError, TeacherError
+from tfdistill.heads import Call, Ending, Head, ending_of, output_names
 from tfdistill.losses import Outputs, Shapes
+from tfdistill.losses.base import one_or_all
 from tfdistill.losses.layers import LayerOutput
 from tfdistill.readings import layers_before, reading_of
 
-_PROBABILITIES = ("softmax", "sigmoid")
 _PROBE_EXAMPLES = 4
 _PROBE_SIZES = (8, 32, 64, 224)  # of open axes: the first that the model takes
 
@@ -44,69 +45,72 @@ def is_functional(model: Any) -> bool:
     return graph_of(model) is not None
 
 
-def _final_activation(layer: Any) -> tuple[str, bool]:
-    """The activation a model's last layer ends in, and whether the layer is nothing else."""
-    kind = type(layer).__name__
-    if kind == "TFOpLambda":  # a function of TensorFlow, called on a tensor of the graph
-        kind = layer.symbol.rpartition(".")[2].capitalize()
-    if kind in ("Softmax", "Sigmoid"):  # the layer, or Keras 3's operation of the same name
-        return kind.lower(), True
-    activation = getattr(layer, "activation", None)
-    activation = getattr(activation, "activation", activation)  # tfmot's quantized activation
-    name = getattr(activation, "__name__", "linear")
-    return (name, kind == "Activation") if name in _PROBABILITIES else ("linear", False)
-
-
 class ModelView:
     """One forward pass of a functional model, read as predictions, logits and features.
 
     Args:
-        model: A Functional or built Sequential model, Keras 3 or tf_keras, with one output.
+        model: A Functional or built Sequential model, Keras 3 or tf_keras.
         role: "student" or "teacher", for messages.
         layers: Names of what losses read of layers, see `tfdistill.readings`.
+        several: Whether it may have several outputs.
 
     Attributes:
-        activation: What the model ends in: "linear", "softmax" or "sigmoid".
+        heads: Its outputs by name.
         shapes: Shapes of logits and features without the batch axis.
         note: A sentence saying how logits are recovered, or "".
 
     Raises:
-        ModelError: The model has several outputs, lacks a layer, uses one more than once, or ends
-            in an activation that nothing can be read before.
+        ModelError: The model has several outputs and may not, lacks a layer, uses one more than
+            once, or ends in an activation that nothing can be read before.
     """
 
-    def __init__(self, model: Any, *, role: str, layers: Sequence[str] = ()) -> None:
-        if len(model.outputs) != 1:
+    def __init__(
+        self, model: Any, *, role: str, layers: Sequence[str] = (), several: bool = False
+    ) -> None:
+        if len(model.outputs) != 1 and not several:
             raise ModelError(
                 f"`{role}` must have one output.",
                 received=f"{len(model.outputs)} outputs",
                 hint="Make a model of the output to distil: keras.Model(model.input, output).",
             )
         self.model = model
-        self.activation: str
-        output = model.outputs[0]
-        heads = self._read_ending_of(output, role)
-        self._heads = heads
+        self._nested: dict[Call, ModelView] = {}
+        self._endings: dict[str, Ending] = {}
+        self.heads: dict[str, Head] = {}
+        for name, output in zip(output_names(model), model.outputs, strict=True):
+            ending = ending_of(output, role, partial(self._view_of, role=role))
+            self._endings[name] = ending
+            self.heads[name] = Head(name, ending.activation, tuple(output.shape[1:]))
         self._readings = {name: reading_of(model, name, role=role) for name in layers}
+        heads = [tensor for ending in self._endings.values() for tensor in ending.tensors]
         read = [tensor for reading in self._readings.values() for tensor in reading.tensors]
         api = keras if isinstance(model, keras.Model) else tf_keras
         self._extractor = api.Model(graph_or_raise(model).input, [*heads, *read])
-        self.shapes = Shapes(
-            logits=tuple(output.shape[1:]),
-            features={name: reading.shape for name, reading in self._readings.items()},
-        )
-        self.note = (
-            f"The {role} ends in {self.activation}; distillation reads the logits before it."
-            if self.activation != "linear"
-            else ""
-        )
+        self._refuse_second_calls(role)
+        features = {name: reading.shape for name, reading in self._readings.items()}
+        logits = {name: head.shape for name, head in self.heads.items()}
+        self.shapes = Shapes(one_or_all(logits), features)
+        notes = {
+            name: f"The {role} ends in {head.activation}; distillation reads the logits before it."
+            for name, head in self.heads.items()
+            if head.activation != "linear"
+        }
+        one = len(self.heads) == 1
+        self.note = " ".join(note if one else f"{name}: {note}" for name, note in notes.items())
+
+    @property
+    def activation(self) -> str:
+        """What a model with one output ends in: "linear", "softmax" or "sigmoid"."""
+        (head,) = self.heads.values()
+        return head.activation
 
     @property
     def classes(self) -> int | None:
-        """Number of output units, `None` where the model leaves it open."""
-        return self.shapes.logits[-1] if self.shapes.logits else None
+        """Number of units of a model with one output, `None` where the model leaves it open."""
+        (head,) = self.heads.values()
+        return head.classes
 
-    def __call__(self, inputs: Any, *, training: bool) -> tuple[tf.Tensor, Outputs]:
+    def __call__(self, inputs: Any, *, training: bool) -> tuple[Any, Outputs]:
         """Runs the model once.
 
         Args:
@@ -115,91 +119,60 @@ class ModelView:
 
         Returns:
             The model's own output `[batch, ..., classes]`, and `Outputs` with its logits, the
-            features by layer name, and the Keras masks of time steps.
+            features by layer name, and the Keras masks of time steps. Of several outputs the
+            first, the logits and their masks are by name.
         """
         values = iter(tf.nest.flatten(self._extractor(inputs, training=training)))
-        predictions, logits = self._finish([*islice(values, len(self._heads))], training)
+        called: dict[Call, Any] = {}
+        predictions, logits, steps = {}, {}, {}
+        for name, ending in self._endings.items():
+            own = [*islice(values, len(ending.tensors))]
+            predictions[name], logits[name] = ending.finish(own, training, called)
+            # Where Keras looks for it, too. Without time steps it would be of no axis of logits.
+            mask = getattr(predictions[name], "_keras_mask", None)
+            steps[name] = () if mask is None or logits[name].shape.rank <= 2 else mask
         features, masks = {}, {}
         for name, reading in self._readings.items():
             features[name], of_feature = reading([*islice(values, len(reading.tensors))])
             if of_feature is not None:
                 masks[name] = of_feature
-        # Where Keras looks for it, too. Without time steps it would be of no axis of the logits.
-        mask = getattr(predictions, "_keras_mask", None) if logits.shape.rank > 2 else None
-        mask = () if mask is None else mask
-        return predictions, Outputs(logits, features, mask=mask, masks=masks)
+        outputs = Outputs(one_or_all(logits), features, mask=one_or_all(steps), masks=masks)
+        return one_or_all(predictions), outputs
+
+    def endings(self, values: Sequence[Any], training: bool) -> list[tuple[Any, Any]]:
+        """Predictions and logits of each output, in their order.
+
+        Args:
+            values: Of the model's inputs, in the order in which its Keras counts them.
+            training: As in Keras.
+        """
+        predictions, said = self(pack_inputs(graph_of(self.model), [*values]), training=training)
+        if len(self.heads) == 1:
+            return [(predictions, said.logits)]
+        return [(predictions[name], said.logits[name]) for name in self.heads]
 
     def layers(self) -> list[LayerOutput]:
         """The layers before its logits, in their order."""
-        return layers_before(self.model, [*self.model.outputs, *self._logits])
+        logits = [tensor for ending in self._endings.values() for tensor in ending.logits]
+        return layers_before(self.model, [*self.model.outputs, *logits])
 
-    def _read_ending_of(self, output: Any, role: str) -> list[Any]:
-        """Finds out what the model ends in.
+    def _view_of(self, call: Call, role: str) -> ModelView:
+        if call not in self._nested:
+            self._nested[call] = ModelView(call[0], role=role, several=True)
+        return self._nested[call]
 
-        Sets `activation`, and `_finish`, which makes predictions and logits of the values of the
-        symbolic tensors that are returned.
-        """
-        history = output._keras_history
-        last = getattr(history, "operation", None) or history.layer
-        node = last._inbound_nodes[history.node_index]
-        before = list(node.keras_inputs if hasattr(node, "keras_inputs") else node.input_tensors)
-        self._finish: Callable[[list[tf.Tensor], bool], tuple[tf.Tensor, tf.Tensor]]
-        self._logits: list[Any] = []  # symbolic, where they are no output of the model
-        if is_functional(last):
-            nested = ModelView(last, role=role)
-            self.activation = nested.activation
-            if self.activation != "linear":  # before it, and once: by the nested model's own view
-                # tf_keras heeds a `training` that the graph fixes, Keras 3 does not.
-                fixed = getattr(node, "call_kwargs", {}).get("training")
-                self._finish = lambda values, training: nested._both(
-                    values, training if fixed is None else fixed
+    def _refuse_second_calls(self, role: str) -> None:
+        """Refuses an output behind another one that is computed once more for its logits."""
+        computed = {id(layer) for layer in self._extractor.layers}
+        for name, ending in self._endings.items():
+            again = id(ending.called) in computed and ending.must_be_called_once
+            if again and len(self.heads) > 1:
+                raise ModelError(
+                    f"`{role}` must have the {ending.activation} of an output that others are made "
+                    "of as a layer of its own.",
+                    received=f"the output {name!r}, which ends in {ending.called.name!r}",
+                    hint="Let that end in logits, and put a Softmax or Activation layer behind it.",
                 )
-                return before[: len(last.inputs)]
-        wrappers = (tf_keras.layers.Wrapper, keras.layers.Wrapper)  # tfmot's are such, too
-        wrapped = last.layer if isinstance(last, wrappers) else None
-        self.activation, separate = _final_activation(last if wrapped is None else wrapped)
-        if self.activation == "linear":
-            self._finish = lambda values, _: (values[0], values[0])
-            return [output]
-        if separate:
-            self._finish = lambda values, _: (values[0], values[1])
-            self._logits = before[:1]
-            return [output, before[0]]
-        if wrapped is not None:
-            raise ModelError(
-                f"`{role}` must not end in a wrapped layer with its own {self.activation}.",
-                received=f"{type(last).__name__} around {wrapped.name!r}",
-                hint=f"Make the {self.activation} a layer of its own before wrapping the model.",
-            )
-        self._finish = lambda values, training: _with_logits(last, values[0], training)
-        return before[:1]
-
-    def _both(self, values: list[tf.Tensor], training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        predictions, outputs = self(pack_inputs(graph_of(self.model), values), training=training)
-        return predictions, outputs.logits
-
-
-def _with_logits(layer: Any, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    """What `layer` puts out, and what it gave to its activation on the way; calls it once."""
-    activation = layer.activation
-    given: list[tf.Tensor] = []
-
-    def keep(values: tf.Tensor) -> tf.Tensor:
-        given.append(values)
-        return activation(values)
-
-    layer.activation = keep
-    try:
-        output = layer(inputs, **({"training": training} if takes_training(layer) else {}))
-    finally:
-        layer.activation = activation
-    if len(given) != 1:
-        raise ModelError(
-            f"The layer {layer.name!r} must apply its activation once.",
-            received=f"{type(layer).__name__}, which applied it {len(given)} times",
-            hint=f"Let it put out logits, and make the {activation.__name__} a layer after it.",
-        )
-    return output, given[0]
 
 
 def probe_inputs(
@@ -287,18 +260,21 @@ def are_probabilities(values: Any, tolerance: float = 1e-3) -> bool:
     return bool(np.allclose(values.sum(axis=-1), 1.0, atol=tolerance))
 
 
-def refuse_probabilities(logits: tf.Tensor, *, role: str, hint: str = "") -> None:
+def refuse_probabilities(logits: Any, *, role: str, hint: str = "") -> None:
     """Refuses outputs that are probabilities although nothing says how to undo them.
 
     Args:
-        logits: `[batch, classes]`, what is about to be taken for logits.
+        logits: `[batch, classes]`, what is about to be taken for logits; or such by output.
         role: "student" or "teacher", for the message.
         hint: What else to do about it than to return logits.
 
     Raises:
         ModelError: Every row is non-negative and sums to one.
     """
-    if are_probabilities(logits):
+    if isinstance(logits, Mapping):
+        for each in logits.values():
+            refuse_probabilities(each, role=role, hint=hint)
+    elif are_probabilities(logits):
         raise ModelError(
             f"`{role}` must return logits.",
             received="outputs that are probabilities: no row below 0, every row summing to 1",

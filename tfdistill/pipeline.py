@@ -327,6 +327,7 @@ class _Door:
     def __init__(self, pipeline: Pipeline, student: Any, teacher: Any) -> None:
         self.prepared: PreparedStudent = prepare_student(student)
         model = self.prepared.model
+        view = ModelView(model, role="student")  # refuses several outputs
         self.teacher = teacher_for(pipeline.distillation.losses, teacher)
         if isinstance(self.teacher, Nobody) and pipeline.distillation.store_targets is True:
             raise SettingError(
@@ -334,6 +335,12 @@ class _Door:
                 received="store_targets=True, teacher=None",
             )
         self.teaching: Teacher = as_teacher(self.teacher, model)
+        if self.teaching.shapes.names:
+            raise ModelError(
+                "`teacher` must have one output.",
+                received=f"{len(self.teaching.shapes.names)} outputs",
+                hint="Make a model of the output to distil: keras.Model(model.input, output).",
+            )
         if self.teaching.followers:
             raise ModelError(
                 "`teacher` must be trained before a pipeline begins.",
@@ -358,7 +365,6 @@ class _Door:
             quantization_aware=trained_for_int8,
             to_keras3=self.prepared.hand_back,
         )
-        view = ModelView(model, role="student")
         self.activation = view.activation
         self.units = int(view.classes or 0)
         self.classes = max(2, self.units)

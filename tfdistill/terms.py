@@ -10,13 +10,13 @@ from tfdistill._keras import tf
 from tfdistill.errors import DataError, SettingError
 from tfdistill.labels import LabelLoss, Labels
 from tfdistill.losses import DistillationLoss, Shapes
-from tfdistill.losses.base import Outputs, Taught
+from tfdistill.losses.base import Outputs
 from tfdistill.losses.shared import mean_over_steps
 from tfdistill.outputs import predicted_classes
 from tfdistill.replicas import gathered, own_rows
 from tfdistill.schedules import Schedule, is_zero
 
-__all__ = ["Step", "Terms", "refuse_unknown_labels", "stored_answers", "unique"]
+__all__ = ["Step", "Terms", "refuse_other_answers", "refuse_unknown_labels", "unique"]
 
 
 class Step(NamedTuple):
@@ -25,9 +25,8 @@ class Step(NamedTuple):
     total: tf.Tensor  # [batch], weighted
     terms: dict[str, tf.Tensor]  # name -> [batch], before their weights
     predictions: tf.Tensor  # [batch, ..., classes], the student's own output
-    agreement: tf.Tensor | None  # [batch], share of the steps where both predict the same class
+    agreement: Any  # [batch], share of the steps where both predict the same class; or None
     example_weights: tf.Tensor  # [batch]
-    regularization: Any = 0.0  # one number, of the weights as they were in the forward pass
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Terms:
         losses: Distillation losses; their schedules know their steps.
         label_loss_weight: Weight of the label loss beside them.
         projections: Name of a loss to what is trained beside the student for it.
+        output: Name of the output of the student, where it has several.
 
     Raises:
         SettingError: A schedule does not know its steps.
@@ -46,6 +46,7 @@ class Terms:
     losses: Sequence[DistillationLoss]
     label_loss_weight: float | Schedule
     projections: Mapping[str, Any]
+    output: str = ""
 
     def __post_init__(self) -> None:
         """Tries the schedules."""
@@ -63,7 +64,7 @@ class Terms:
 
     def __call__(
         self,
-        teacher: Outputs,
+        teacher: Outputs | None,
         student: Outputs,
         predictions: tf.Tensor,
         labels: Labels | None,
@@ -76,7 +77,7 @@ class Terms:
         """The terms of one batch.
 
         Args:
-            teacher: What the teacher says about it.
+            teacher: What the teacher says about it; `None` where nothing, and there are no losses.
             student: What the student says about it.
             predictions: The student's own output, `[batch, ..., classes]`.
             labels: Its labels, where it has any.
@@ -94,7 +95,7 @@ class Terms:
         total = tf.zeros([batch])
         if labels is None and self.needs_label_loss:
             raise DataError(  # in Python, while the step is traced: nothing has been trained yet
-                "`data` must have labels while `label_loss_weight` is > 0.",
+                f"`data` must have labels{self._for_output} while `label_loss_weight` is > 0.",
                 received="inputs without labels",
                 hint="Give labels, or make the Distiller with label_loss_weight=0.",
             )
@@ -116,10 +117,14 @@ class Terms:
             example_weights=example_weights,
         )
 
+    @property
+    def _for_output(self) -> str:
+        return f" for the output {self.output!r}" if self.output else ""
+
     def _term(
         self,
         loss: DistillationLoss,
-        teacher: Outputs,
+        teacher: Any,
         student: Outputs,
         labels: Labels | None,
         replicas: int,
@@ -130,7 +135,7 @@ class Terms:
         if loss.needs_labels:
             if labels is None:  # in Python, as above
                 raise DataError(
-                    f"`data` must have labels for the loss {loss.name!r}.",
+                    f"`data` must have labels{self._for_output} for the loss {loss.name!r}.",
                     received="inputs without labels",
                     hint="Give labels, or leave this loss out.",
                 )
@@ -145,8 +150,8 @@ class Terms:
         return labels.only_known(values) if labels is not None and loss.needs_labels else values
 
 
-def _agreement(teacher: Outputs, student: Outputs) -> tf.Tensor | None:
-    if isinstance(teacher.logits, tuple):
+def _agreement(teacher: Outputs | None, student: Outputs) -> tf.Tensor | None:
+    if teacher is None or isinstance(teacher.logits, tuple):  # it says nothing
         return None
     same = tf.equal(predicted_classes(student.logits), predicted_classes(teacher.logits))
     return mean_over_steps(tf.cast(same, tf.float32), student.mask)
@@ -167,36 +172,38 @@ def refuse_unknown_labels(losses: Sequence[DistillationLoss]) -> None:
             )
 
 
-def stored_answers(
-    given: Taught, expected: Shapes, student: Shapes, losses: Sequence[DistillationLoss]
-) -> Outputs:
-    """What the teacher said about a batch, as it was stored with it.
+def refuse_other_answers(
+    said: Outputs,
+    expected: Shapes,
+    student: tuple[int | None, ...],
+    losses: Sequence[DistillationLoss],
+) -> None:
+    """Refuses stored answers of a teacher that do not fit what is taught.
 
     Args:
-        given: The batch.
-        expected: Of the teacher's answers.
-        student: Of the student's.
-        losses: Which read them.
+        said: What the teacher said about a batch, as it was stored.
+        expected: Shapes of the teacher's answers.
+        student: Shape of the student's logits.
+        losses: Which read the answers.
 
     Raises:
         DataError: They are of other classes, or a layer is missing.
     """
-    logits = given.teacher.logits.shape[1:]
+    logits = said.logits.shape[1:]
     if logits != expected.logits:  # in Python, while the step is traced
         raise DataError(
             "`data` must hold stored targets of the student's classes.",
-            received=f"logits {tuple(logits)}, student {student.logits}",
+            received=f"logits {tuple(logits)}, student {student}",
             hint="Store the targets of this teacher: td.store_targets(teacher, ...).",
         )
     needed = unique([layer for loss in losses for layer in loss.teacher_layers])
-    missing = [layer for layer in needed if layer not in given.teacher.features]
+    missing = [layer for layer in needed if layer not in said.features]
     if missing:
         raise DataError(
             "`data` must hold stored features of every layer that a loss reads.",
             received=f"none of {', '.join(missing)}",
             hint=f"Pass layers={[*needed]} to td.store_targets.",
         )
-    return given.teacher
 
 
 def unique(names: Sequence[str]) -> tuple[str, ...]:

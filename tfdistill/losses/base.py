@@ -31,6 +31,9 @@ _CHANGING: dict[str, Any] = {k.__name__: k for k in (Linear, Cosine, Piecewise, 
 class Outputs(NamedTuple):
     """What one model said about one batch.
 
+    Of a model with several outputs `logits`, `softened` and `mask` are by the output's name; losses
+    are given what is `of` one of them.
+
     Attributes:
         logits: `[batch, ..., classes]`, any floating type; the axes between may be time steps.
             `()` where there is no teacher.
@@ -49,6 +52,19 @@ class Outputs(NamedTuple):
     softened: Mapping[str, Any] = {}  # never written to; tf.nest knows dicts
     mask: Any = ()  # not None, which tf.nest takes for a value
     masks: Mapping[str, Any] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the outputs, where there are several; else none."""
+        return _names(self.logits)
+
+    def of(self, output: str) -> Outputs:
+        """What was said of one output of several; all, where there is one."""
+        if not self.names:
+            return self
+        mask = self.mask[output] if isinstance(self.mask, Mapping) else self.mask
+        softened = self.softened.get(output, {})
+        return self._replace(logits=self.logits[output], softened=softened, mask=mask)
 
     def logits_at(self, temperature: Any) -> Any:
         """Logits `[batch, ..., classes]` whose softmax at `temperature` is the model's.
@@ -95,6 +111,18 @@ class Outputs(NamedTuple):
         )
 
 
+def _names(by_output: Any) -> tuple[str, ...]:
+    return tuple(by_output) if isinstance(by_output, Mapping) else ()
+
+
+def one_or_all(by_output: Mapping[str, Any]) -> Any:
+    """What `Outputs` and `Shapes` hold of outputs by name: of one alone, that one's."""
+    if len(by_output) > 1:
+        return by_output
+    (only,) = by_output.values()
+    return only
+
+
 class Taught(NamedTuple):
     """Inputs of a batch together with what the teacher says about them.
 
@@ -110,11 +138,21 @@ class Taught(NamedTuple):
 class Shapes(NamedTuple):
     """The shapes of one model's `Outputs`, without the batch axis; None is an unknown size.
 
-    Of a layer's weights, which have none, it is a tuple of their shapes.
+    Of a layer's weights, which have none, it is a tuple of their shapes. Of several outputs the
+    shapes of the logits are by name.
     """
 
-    logits: tuple[int | None, ...]
+    logits: Any
     features: Mapping[str, tuple[int | None, ...]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the outputs, where there are several; else none."""
+        return _names(self.logits)
+
+    def of(self, output: str) -> Shapes:
+        """Those of one output of several; all, where there is one."""
+        return self._replace(logits=self.logits[output]) if self.names else self
 
 
 class DistillationLoss(abc.ABC):
@@ -351,6 +389,21 @@ def check_losses(
     Raises:
         SettingError: One of them is not so, all weights are zero, or two losses share a name.
     """
+    checked, weight = check_list_of_losses(losses), check_label_loss_weight(label_loss_weight)
+    refuse_all_zero(
+        [weight, *(loss.weight for loss in checked)],
+        losses=list(losses),
+        label_loss_weight=label_loss_weight,
+    )
+    return checked, weight
+
+
+def check_list_of_losses(losses: Any) -> tuple[DistillationLoss, ...]:
+    """Checks the distillation losses of one output.
+
+    Raises:
+        SettingError: They are no list of them, or two share a name.
+    """
     if not isinstance(losses, Sequence) or not all(
         isinstance(loss, DistillationLoss) for loss in losses
     ):
@@ -358,16 +411,6 @@ def check_losses(
             "`losses` must be a list of distillation losses, such as [td.losses.SoftTargets()].",
             received=repr(losses),
             hint="The label loss has a weight of its own, `label_loss_weight`.",
-        )
-    if not 0 <= schedules.least_of(label_loss_weight) < math.inf:
-        raise SettingError(
-            "`label_loss_weight` must be a finite number >= 0.", received=label_loss_weight
-        )
-    if all(map(schedules.is_zero, [label_loss_weight, *(loss.weight for loss in losses)])):
-        raise SettingError(
-            "`label_loss_weight` and the losses' weights must not all be zero.",
-            received=f"label_loss_weight={label_loss_weight} and losses={list(losses)}",
-            hint="Give at least one of them a weight > 0.",
         )
     counts = Counter([*OWN_LOGS, *(loss.name for loss in losses)])
     for name, count in counts.items():
@@ -378,8 +421,37 @@ def check_losses(
                 received=f"the name {name!r} {count} times",
                 hint="Pass name=... to one of them.",
             )
-    scheduled = isinstance(label_loss_weight, Schedule)
-    return tuple(losses), label_loss_weight if scheduled else float(label_loss_weight)
+    return tuple(losses)
+
+
+def check_label_loss_weight(weight: Any) -> float | Schedule:
+    """Checks the weight of the label loss, and makes a plain float of it.
+
+    Raises:
+        SettingError: It is not finite or < 0.
+    """
+    if not 0 <= schedules.least_of(weight) < math.inf:
+        raise SettingError("`label_loss_weight` must be a finite number >= 0.", received=weight)
+    return weight if isinstance(weight, Schedule) else float(weight)
+
+
+def refuse_all_zero(weights: Iterable[Any], *, losses: Any, label_loss_weight: Any) -> None:
+    """Refuses a student that learns nothing.
+
+    Args:
+        weights: All there are.
+        losses: As the user gave them; so the other.
+        label_loss_weight: For the message.
+
+    Raises:
+        SettingError: All are zero.
+    """
+    if all(map(schedules.is_zero, weights)):
+        raise SettingError(
+            "`label_loss_weight` and the losses' weights must not all be zero.",
+            received=f"label_loss_weight={label_loss_weight} and losses={losses}",
+            hint="Give at least one of them a weight > 0.",
+        )
 
 
 def _deserialized(value: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tfdistill._keras import tf
 from tfdistill.errors import DataError
-from tfdistill.targets.encoding import Encoding
+from tfdistill.targets.encoding import Encoding, Encodings
 from tfdistill.targets.examples import Augment, Tally, example_ids, view_of
 from tfdistill.targets.shards import Shard
 
@@ -89,7 +89,7 @@ class Asking:
     """
 
     def __init__(
-        self, teacher: Any, encoding: Encoding, augment: Augment | None, seed: int
+        self, teacher: Any, encoding: Encoding | Encodings, augment: Augment | None, seed: int
     ) -> None:
         strategy = tf.distribute.get_strategy()
         # Of several workers each stores its own part by itself.

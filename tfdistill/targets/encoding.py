@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from tfdistill._keras import tf
-from tfdistill.losses import Outputs
+from tfdistill.losses import Outputs, Shapes
 
-__all__ = ["Encoding"]
+__all__ = ["Encoding", "Encodings"]
 
 _LOWEST = -65504.0  # the lowest finite float16
 
@@ -40,6 +40,11 @@ class Encoding:
     top_k: int | None = None
     temperatures: tuple[float, ...] = ()
     features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of what is decoded."""
+        return Shapes((self.classes,), dict(self.features))
 
     @property
     def row(self) -> np.dtype[Any]:
@@ -113,6 +118,68 @@ class Encoding:
             return tf.reduce_sum(tf.exp(theirs) * (theirs - ours), axis=-1)
 
         return tf.reduce_max(tf.stack([at(t) for t in self.temperatures or (1.0,)]), axis=0)
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """How the logits of several outputs are kept in one row, each as its `Encoding` does it.
+
+    Attributes:
+        outputs: By name; one of them has the features of all.
+    """
+
+    outputs: Mapping[str, Encoding]
+
+    @property
+    def shapes(self) -> Shapes:
+        """As of `Encoding`, for all outputs."""
+        shapes = {name: each.shapes for name, each in self.outputs.items()}
+        features = {n: f for each in shapes.values() for n, f in each.features.items()}
+        return Shapes({name: each.logits for name, each in shapes.items()}, features)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """As of each."""
+        return tuple(dict.fromkeys(t for each in self.outputs.values() for t in each.temperatures))
+
+    @property
+    def row(self) -> np.dtype[Any]:
+        """The data type of a row."""
+        return np.dtype(
+            [
+                (_field(name, field), each.row[field])
+                for name, each in self.outputs.items()
+                for field in each.row.names or ()
+            ]
+        )
+
+    def encode(self, outputs: Outputs) -> dict[str, Any]:
+        """Tensors `[batch, ...]`, one for each field of a row."""
+        return {
+            _field(name, field): values
+            for name, each in self.outputs.items()
+            for field, values in each.encode(outputs.of(name)).items()
+        }
+
+    def decode(self, kept: Mapping[str, Any]) -> Outputs:
+        """What `encode` was given, as far as it was kept; in float32."""
+        said = {n: each.decode(self._of(n, kept)) for n, each in self.outputs.items()}
+        softened = {name: each.softened for name, each in said.items() if each.softened}
+        features = {n: f for each in said.values() for n, f in each.features.items()}
+        return Outputs({name: each.logits for name, each in said.items()}, features, softened)
+
+    def divergence(self, outputs: Outputs, kept: Mapping[str, Any]) -> Any:
+        """KL(live ‖ kept) of each example, `[batch]`: the largest over outputs and temperatures."""
+        each = [e.divergence(outputs.of(n), self._of(n, kept)) for n, e in self.outputs.items()]
+        return tf.reduce_max(tf.stack(each), axis=0)
+
+    def _of(self, name: str, kept: Mapping[str, Any]) -> dict[str, Any]:
+        fields = self.outputs[name].row.names or ()
+        return {field: kept[_field(name, field)] for field in fields}
+
+
+def _field(output: str, field: str) -> str:
+    return field if field.startswith("feature ") else f"{field} of {output}"
 
 
 def _put(logits: Any, classes: Any, values: Any) -> Any:

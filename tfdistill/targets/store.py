@@ -22,7 +22,7 @@ from tfdistill.losses.layers import reads_weights
 from tfdistill.runs.fingerprint import fingerprint
 from tfdistill.settings import is_number, whole_number
 from tfdistill.targets.asking import Asking, Seen, wait_for_workers, wanted, worker_of
-from tfdistill.targets.encoding import Encoding
+from tfdistill.targets.encoding import Encoding, Encodings
 from tfdistill.targets.examples import (
     Augment,
     check_augment,
@@ -76,7 +76,8 @@ def store_targets(
             `seed`, the example and the view. `RandomShiftAndFlip()` is one. The student will see
             the very views that the teacher saw.
         views: How many views of each example; epochs walk through them.
-        top_k: How many of the largest logits to keep; `None` for all.
+        top_k: How many of the largest logits to keep; `None` for all. Of several outputs those that
+            have no more are kept whole.
         temperatures: With `top_k`, the temperatures of the losses.
         layers: Names of the teacher's layers whose outputs losses read; `name:scores` for the
             scores of an attention layer.
@@ -239,7 +240,7 @@ class _Writer:
     def __init__(
         self,
         directory: TargetsDirectory,
-        encoding: Encoding,
+        encoding: Encoding | Encodings,
         views: int,
         shard_examples: int | None,
     ) -> None:
@@ -311,10 +312,25 @@ def _checked_part(part: Any) -> tuple[int, int]:
 def _shapes(said: Outputs) -> Shapes:
     """Measured: a teacher may leave sizes open that these data have."""
     features = {name: tuple(values.shape[1:]) for name, values in said.features.items()}
-    return Shapes(tuple(said.logits.shape[1:]), features)
+    logits = tf.nest.map_structure(lambda values: tuple(values.shape[1:]), said.logits)
+    return Shapes(logits, features)
 
 
 def _encoding(
+    shapes: Any, dtype: str, top_k: int | None, temperatures: Sequence[float]
+) -> Encoding | Encodings:
+    if not shapes.names:
+        return _encoding_of_one(shapes, dtype, top_k, temperatures)
+    most = max(int(shapes.of(name).logits[0]) for name in shapes.names)
+    outputs: dict[str, Encoding] = {}
+    for name in sorted(shapes.names):  # whatever order a teacher says them in
+        own = shapes.of(name) if not outputs else shapes.of(name)._replace(features={})
+        kept_whole = top_k is not None and own.logits[0] <= top_k < most
+        outputs[name] = _encoding_of_one(own, dtype, None if kept_whole else top_k, temperatures)
+    return Encodings(outputs)
+
+
+def _encoding_of_one(
     shapes: Any, dtype: str, top_k: int | None, temperatures: Sequence[float]
 ) -> Encoding:
     if len(shapes.logits) != 1:

@@ -17,7 +17,7 @@ from tfdistill.errors import DataError
 from tfdistill.losses import Shapes
 from tfdistill.losses.base import Taught
 from tfdistill.settings import whole_number
-from tfdistill.targets.encoding import Encoding
+from tfdistill.targets.encoding import Encoding, Encodings
 from tfdistill.targets.examples import Augment, example_ids, numbered, view_of
 from tfdistill.targets.shards import Shard
 
@@ -53,7 +53,7 @@ class StoredTargets:
     readings: int
     seen: Mapping[str, Any]
     _data: Any
-    _encoding: Encoding
+    _encoding: Encoding | Encodings
     _augment: Augment | None
     _seed: int
     _rows: Rows
@@ -61,7 +61,7 @@ class StoredTargets:
     @property
     def shapes(self) -> Shapes:
         """Shapes of the logits and features, as every teacher has them."""
-        return Shapes((self._encoding.classes,), dict(self._encoding.features))
+        return self._encoding.shapes
 
     def dataset(
         self, batch_size: int | None = None, *, shuffle: bool = False, seed: int | None = None

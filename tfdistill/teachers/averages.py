@@ -8,6 +8,7 @@ from typing import Any
 from tfdistill._keras import tf, tfmot_internal
 from tfdistill.bridge.layer_configs import copy_model
 from tfdistill.errors import ModelError, SettingError
+from tfdistill.heads import output_names
 from tfdistill.settings import is_number
 from tfdistill.teachers.base import Asked, GivenTeacher, Teacher, checked_name
 from tfdistill.teachers.models import ModelTeacher
@@ -94,6 +95,7 @@ class AveragedTeacher(ModelTeacher):
             )
         self.model = copy_model(student, _without_wrapper)
         self.model.trainable = False
+        self.model.output_names[:] = output_names(student)  # which a copy would find anew
         self._decay = decay
         followed = [_without_wrapper(layer) for layer in student.layers]
         masks = {  # tfmot sets pruned weights to 0 in the forward pass, after the step

@@ -44,7 +44,10 @@ class Teacher(Protocol):
     followers: tuple[AveragedTeacher, ...]
 
     def __call__(self, inputs: Any) -> Outputs:
-        """Logits `[batch, classes]` and features of a batch, without gradient."""
+        """Logits `[batch, classes]` and features of a batch, without gradient.
+
+        Of several outputs logits, and their shapes in `shapes`, are by name.
+        """
         ...
 
 
@@ -64,6 +67,11 @@ class Asked:
     shapes: tuple[Shape, ...]
     examples: Callable[..., Any]
     student: Any = None
+
+    @property
+    def several_outputs(self) -> bool:
+        """Whether answers may be of several outputs: of those of the student, or of any."""
+        return self.student is None or len(self.student.outputs) > 1
 
     @classmethod
     def by_student(cls, student: Any) -> Asked:
@@ -214,12 +222,22 @@ def checked_switch(name: str, value: Any) -> bool:
     return value
 
 
-def check_answers(said: Any, *, batch: int, who: str) -> None:
+def check_answers(said: Any, *, batch: int, who: str, several: bool = False) -> None:
     """Refuses what is not one row an example.
+
+    Args:
+        said: What a teacher returned for a few examples.
+        batch: How many.
+        who: What it is, for the message.
+        several: Whether it may be of several outputs, by name.
 
     Raises:
         ModelError: It is not `[batch, classes]`.
     """
+    if several and isinstance(said, Mapping) and said:
+        for name, each in said.items():
+            check_answers(each, batch=batch, who=f"{who} whose {name!r} is")
+        return
     shape = getattr(said, "shape", None)
     if shape is None or len(shape) != 2 or shape[0] != batch:
         raise ModelError(
@@ -278,9 +296,15 @@ def logits_of_probabilities(probabilities: tf.Tensor) -> tf.Tensor:
     return logs
 
 
-def note_on_probabilities(units: int | None) -> str:
-    """The sentence that says how logits are recovered from probabilities."""
-    what = "log-odds" if units == 1 else "logarithms"
+def note_on_probabilities(units: Any) -> str:
+    """The sentence that says how logits are recovered from probabilities.
+
+    Args:
+        units: Number of classes; of several outputs by name.
+    """
+    what = " or ".join(
+        sorted({"log-odds" if n == 1 else "logarithms" for n in tf.nest.flatten(units)})
+    )
     return f"The teacher returns probabilities; distillation reads their {what}."
 
 

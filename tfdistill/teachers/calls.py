@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,82 +56,113 @@ class OutsideCalls:
             `[batch, classes]`. What it gets is its own to change.
         name: What it is called in messages.
         lock: Held during each call: TensorFlow asks from threads of its own.
+        several: Whether it may return a dictionary of several outputs.
 
     Attributes:
         place: Where in the data it is.
     """
 
     def __init__(
-        self, function: Callable[[Any], Any], name: str, lock: contextlib.AbstractContextManager
+        self,
+        function: Callable[[Any], Any],
+        name: str,
+        lock: contextlib.AbstractContextManager,
+        *,
+        several: bool = False,
     ) -> None:
         self._function = function
         self._name = name
         self._lock = lock
-        self._classes: int | None = None
+        self._several = several
+        self._classes: dict[str, int] | None = None  # by output; of one alone by ""
         self.place = Place()
 
     @property
-    def classes(self) -> int | None:
-        """Number of classes, known after the first answer."""
-        return self._classes
+    def classes(self) -> Any:
+        """Number of classes, known after the first answer; of several outputs by name."""
+        return None if self._classes is None else _of_outputs(self._classes)
 
-    def __call__(self, inputs: Any) -> tf.Tensor:
-        """Asks for a batch, in a graph or eagerly; float32 `[batch, classes]`."""
+    def __call__(self, inputs: Any) -> Any:
+        """Asks for a batch, in a graph or eagerly.
+
+        Returns:
+            float32 `[batch, classes]`; of several outputs by name.
+        """
         flat = [tf.convert_to_tensor(values) for values in tf.nest.flatten(inputs)]
         structure = tf.nest.map_structure(lambda _: 0, inputs)
 
-        def ask(*arrays: np.ndarray) -> np.ndarray:
+        def ask(*arrays: np.ndarray) -> list[np.ndarray]:
             with self._lock:
                 return self._ask(structure, arrays)
 
         if tf.executing_eagerly():  # numpy_function would take an exception's cause off
-            return tf.constant(ask(*(values.numpy() for values in flat)))
+            answers = [tf.constant(each) for each in ask(*(values.numpy() for values in flat))]
+            return _of_outputs(dict(zip(self._classes or {}, answers, strict=True)))
 
-        def ask_in_step(*arrays: np.ndarray) -> np.ndarray:
+        def ask_in_step(*arrays: np.ndarray) -> list[np.ndarray]:
             try:
                 return ask(*arrays)
             except TeacherError as error:
                 # TensorFlow logs what comes here, with its traceback; `failures_named` raises it.
                 raise RuntimeError(str(error)) from None
 
-        answers = tf.numpy_function(ask_in_step, flat, tf.float32)
-        answers.set_shape([flat[0].shape[0], self._classes])
-        return answers
+        classes: Mapping[str, int | None] = self._classes or {"": None}
+        answers = tf.numpy_function(ask_in_step, flat, [tf.float32] * len(classes))
+        for each, units in zip(answers, classes.values(), strict=True):
+            each.set_shape([flat[0].shape[0], units])
+        return _of_outputs(dict(zip(classes, answers, strict=True)))
 
-    def _ask(self, structure: Any, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    def _ask(self, structure: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         self.place.calls += 1
         batch = len(arrays[0])
         if batch == 0 and self._classes is not None:  # a replica's share of a last, small batch
-            return np.zeros([0, self._classes], np.float32)
+            return [np.zeros([0, units], np.float32) for units in self._classes.values()]
         # Copies: these arrays are TensorFlow's memory, which the student reads, too.
         inputs = tf.nest.pack_sequence_as(structure, [np.array(values) for values in arrays])
         try:
-            said = np.asarray(self._function(inputs))
+            said = self._function(inputs)
+            by_output = said if self._several and isinstance(said, Mapping) and said else {"": said}
+            answers = {str(name): np.asarray(each) for name, each in by_output.items()}
         except Exception as error:
             line = next(iter(str(error).splitlines()), "")
             received = f"{type(error).__name__}: {line}".rstrip(": .")
             hint = "Its own exception is the cause of this one."
             raise self._failed(received, arrays, hint, error) from error
-        rows = (batch, said.shape[1] if self._classes is None and said.ndim == 2 else self._classes)
+        if self._classes is not None and answers.keys() != self._classes.keys():
+            raise self._failed(
+                f"the outputs {[*answers]} where {[*self._classes]} are wanted",
+                arrays,
+                "Let it return the same ones each time.",
+            )
+        checked = {name: self._checked(each, name, batch, arrays) for name, each in answers.items()}
+        self._classes = self._classes or {name: each.shape[1] for name, each in checked.items()}
+        return [checked[name] for name in self._classes]
+
+    def _checked(
+        self, said: np.ndarray, output: str, batch: int, arrays: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """What was said of one output, as float32 in memory of its own: TensorFlow keeps it."""
+        of = f" for the output {output!r}" if output else ""
+        known = None if self._classes is None else self._classes[output]
+        rows = (batch, said.shape[1] if known is None and said.ndim == 2 else known)
         if said.shape != rows:
             wanted = f"[{batch}, {rows[1] or 'classes'}]"
             raise self._failed(
-                f"the shape {list(said.shape)} where {wanted} is wanted",
+                f"the shape {list(said.shape)} where {wanted} is wanted{of}",
                 arrays,
                 "Let it return one row of logits an example, in the order of the examples.",
             )
         if not np.issubdtype(said.dtype, np.floating):
             raise self._failed(
-                f"values of type {said.dtype}",
+                f"values of type {said.dtype}{of}",
                 arrays,
                 "Let it return logits, in a floating-point type; not the predicted classes.",
             )
         with np.errstate(over="ignore"):  # becomes infinite, and is refused
-            answers = np.array(said, np.float32)  # own memory: TensorFlow keeps it
+            answers = np.array(said, np.float32)
         bad = np.flatnonzero(~np.isfinite(answers).all(axis=1))
         if len(bad):
-            raise self._failed(self._bad_rows(bad, batch), arrays, _FINITE)
-        self._classes = answers.shape[1]
+            raise self._failed(self._bad_rows(bad, batch) + of, arrays, _FINITE)
         return answers
 
     def _bad_rows(self, bad: np.ndarray, batch: int) -> str:
@@ -157,6 +188,10 @@ class OutsideCalls:
         failure.cause = cause
         self.place.failure = self.place.failure or failure
         return failure
+
+
+def _of_outputs(by_output: dict[str, Any]) -> Any:
+    return by_output[""] if [*by_output] == [""] else by_output
 
 
 _FINITE = "For a class that is out of the question return a large negative number, such as -1e4."

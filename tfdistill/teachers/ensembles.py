@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tfdistill._keras import tf
 from tfdistill.errors import ModelError, SettingError
+from tfdistill.heads import unique_names
 from tfdistill.losses import Outputs, Shapes
 from tfdistill.losses.shared import with_two_classes
 from tfdistill.settings import is_number
@@ -101,7 +102,7 @@ class Ensemble(GivenTeacher):
                 "`combine` must be 'logits' or 'probabilities'.", received=repr(combine)
             )
         self.members = tuple(as_given(member) for member in members)
-        self.names = _unique([member.name for member in self.members])
+        self.names = unique_names(member.name for member in self.members)
         self.weights = _normalised(weights, len(members))
         self.combine = combine
         self.by_confidence = checked_switch("by_confidence", by_confidence)
@@ -229,7 +230,8 @@ class EnsembleTeacher:
         self._combine = combine
         self._by_confidence = by_confidence
         logits = {name: m.shapes.logits for name, (m, _) in zip(names, members, strict=True)}
-        if len(set(logits.values())) > 1:
+        first, *others = logits.values()
+        if any(other != first for other in others):
             raise ModelError(
                 "The members of an ensemble must have the same classes.",
                 received=", ".join(f"{name} {shape}" for name, shape in logits.items()),
@@ -240,7 +242,7 @@ class EnsembleTeacher:
             for member, layers in members
             for layer, own in layers.items()
         }
-        self.shapes = Shapes(next(iter(logits.values())), features)
+        self.shapes = Shapes(first, features)
         notes = [f"{n}: {m.note}" for n, (m, _) in zip(names, members, strict=True) if m.note]
         self.note = " ".join(notes)
         self.outside = tuple(calls for member, _ in members for calls in member.outside)
@@ -249,17 +251,25 @@ class EnsembleTeacher:
     def __call__(self, inputs: Any) -> Outputs:
         """See `Teacher`."""
         said = [(member(inputs), layers) for member, layers in self._members]
-        logits = [tf.cast(outputs.logits, tf.float32) for outputs, _ in said]
         features = {
             layer: outputs.features[own]
             for outputs, layers in said
             for layer, own in layers.items()
         }
+        answers = [outputs for outputs, _ in said]
+        logits = {
+            name: self._mean([each.of(name) for each in answers]) for name in answers[0].names
+        }
+        return frozen(Outputs(logits or self._mean(answers), features))
+
+    def _mean(self, said: Sequence[Outputs]) -> tf.Tensor:
+        """What the members say of one output, as one."""
+        logits = [tf.cast(outputs.logits, tf.float32) for outputs in said]
         weights: Sequence[Any] = self._weights
         if self._by_confidence:
             weights = weights_by_confidence(logits, self._weights)
         mean = mean_of_logits if self._combine == "logits" else mean_of_probabilities
-        return frozen(Outputs(mean(logits, weights), features))
+        return mean(logits, weights)
 
 
 def weights_by_confidence(logits: Sequence[tf.Tensor], weights: Sequence[float]) -> list[tf.Tensor]:
@@ -325,15 +335,3 @@ def _normalised(weights: Sequence[float] | None, count: int) -> tuple[float, ...
         )
     total = math.fsum(float(weight) for weight in given)
     return tuple(float(weight) / total for weight in given)
-
-
-def _unique(names: Sequence[str]) -> tuple[str, ...]:
-    """The same names, with a number behind those that were there before, as Keras does it."""
-    found: list[str] = []
-    for name in names:
-        spelling, number = name, 0
-        while spelling in found:
-            number += 1
-            spelling = f"{name}_{number}"
-        found.append(spelling)
-    return tuple(found)

@@ -48,7 +48,7 @@ class SavedModel(GivenTeacher):
         signature: The signature to run. A single input of it may have any name; several are
             matched to the student's by name.
         output: Name of the output with the logits `[batch, classes]`; needed where there are
-            several.
+            several. For a student of several outputs a list of names.
         name: What it is called in an `Ensemble`; the folder's name by default.
         probabilities: Whether it returns probabilities; distillation then reads their
             logarithms.
@@ -65,7 +65,7 @@ class SavedModel(GivenTeacher):
         self,
         path: str | os.PathLike[str],
         signature: str = "serving_default",
-        output: str | None = None,
+        output: str | Sequence[str] | None = None,
         *,
         name: str | None = None,
         probabilities: bool = False,
@@ -103,7 +103,7 @@ class SavedModel(GivenTeacher):
         def run(inputs: Any) -> tf.Tensor:
             given = _by_their_names(inputs, names, asked)
             cast = {n: _cast(given[n], spec.dtype, n) for n, spec in self._inputs.items()}
-            return self._run(**cast)[self._output]
+            return _picked(self._run(**cast), self._output)
 
         example = asked.examples(like=self._shapes(names, asked), run=run)
         return SavedModelTeacher(run, example, probabilities=self._probabilities)
@@ -148,23 +148,30 @@ class SavedModelTeacher:
         self._probabilities = probabilities
         said = run(example)
         batch = int(np.shape(tf.nest.flatten(example)[0])[0])
-        check_answers(said, batch=batch, who="an output")
-        if not said.dtype.is_floating:
-            raise ModelError(
-                "`teacher` must return logits, in a floating-point type.",
-                received=f"an output of type {said.dtype.name}",
-                hint="Choose another one by `output`.",
-            )
-        check_scale(said, probabilities=probabilities)
-        self._classes = int(said.shape[1])
-        self.shapes = Shapes(logits=(self._classes,), features={})
-        self.note = note_on_probabilities(self._classes) if probabilities else ""
+        check_answers(said, batch=batch, who="an output", several=True)
+        for each in tf.nest.flatten(said):
+            if not each.dtype.is_floating:
+                raise ModelError(
+                    "`teacher` must return logits, in a floating-point type.",
+                    received=f"an output of type {each.dtype.name}",
+                    hint="Choose another one by `output`.",
+                )
+            check_scale(each, probabilities=probabilities)
+        classes = tf.nest.map_structure(lambda each: int(each.shape[1]), said)
+        self.shapes = Shapes(tf.nest.map_structure(lambda units: (units,), classes), features={})
+        self.note = note_on_probabilities(classes) if probabilities else ""
 
     def __call__(self, inputs: Any) -> Outputs:
         """See `Teacher`."""
         said = self._run(inputs)
-        said = tf.ensure_shape(said, [None, self._classes])
-        return frozen(Outputs(logits_of_probabilities(said) if self._probabilities else said, {}))
+
+        def logits(output: str) -> Any:
+            answers = said[output] if self.shapes.names else said
+            answers = tf.ensure_shape(answers, [None, *self.shapes.of(output).logits])
+            return logits_of_probabilities(answers) if self._probabilities else answers
+
+        by_output = {output: logits(output) for output in self.shapes.names}
+        return frozen(Outputs(by_output or logits(""), {}))
 
 
 class LiteRT(GivenTeacher):
@@ -178,7 +185,7 @@ class LiteRT(GivenTeacher):
         signature: The signature to run; needed where there are several and none is called
             "serving_default".
         output: Name of the output with the logits `[batch, classes]`; needed where there are
-            several.
+            several. For a student of several outputs a list of names.
         num_threads: Threads that LiteRT may use; all processors by default.
         name: What it is called in messages and in an `Ensemble`; the file's by default.
         probabilities: Whether it returns probabilities; distillation then reads their
@@ -197,7 +204,7 @@ class LiteRT(GivenTeacher):
         self,
         path: str | os.PathLike[str],
         signature: str | None = None,
-        output: str | None = None,
+        output: str | Sequence[str] | None = None,
         *,
         num_threads: int | None = None,
         name: str | None = None,
@@ -210,15 +217,16 @@ class LiteRT(GivenTeacher):
         self._probabilities = checked_switch("probabilities", probabilities)
         self._file = LiteRTSignature(path, signature=signature, num_threads=num_threads)
         self._output = _chosen_output(output, list(self._file.outputs), str(path))
-        if self._output in self._file.probabilities and not probabilities:
-            refuse_marked_probabilities(self._output)
-        spec = self._file.outputs[self._output]
-        if not spec.takes_numbers:
-            raise ModelError(
-                "`teacher` must return logits, in a floating-point or quantized type.",
-                received=f"the output {self._output!r} of type {spec.dtype}",
-                hint="Choose another one by `output`.",
-            )
+        for each in self._outputs:
+            if each in self._file.probabilities and not probabilities:
+                refuse_marked_probabilities(each)
+            spec = self._file.outputs[each]
+            if not spec.takes_numbers:
+                raise ModelError(
+                    "`teacher` must return logits, in a floating-point or quantized type.",
+                    received=f"the output {each!r} of type {spec.dtype}",
+                    hint="Choose another one by `output`.",
+                )
         self._lock = new_lock()  # of an interpreter there is one, whoever asks
 
     def bind(self, asked: Asked, layers: Sequence[str] = ()) -> Teacher:
@@ -228,21 +236,21 @@ class LiteRT(GivenTeacher):
         shapes = self._shapes(names, asked)
         asked.require_same(shapes, hint=_OTHER_SIZE)
 
-        def run(inputs: Any) -> np.ndarray:
+        def run(inputs: Any) -> Any:
             given = _by_their_names(inputs, names, asked)
             for name, spec in self._file.inputs.items():
                 _refuse_numbers_for_indices(given[name], spec)
-            return self._file.predict(given)[self._output]
+            return _picked(self._file.predict(given), self._output)
 
         # Each probability is rounded to a step.
-        step = self._file.outputs[self._output].scale or 0.0
-        classes = max(1, self._file.outputs[self._output].shape[-1])
+        specs = [self._file.outputs[each] for each in self._outputs]
+        rounding = max((spec.scale or 0.0) * max(1, spec.shape[-1]) for spec in specs)
         return AnsweringOutside(
-            OutsideCalls(run, self.name, self._lock),
+            OutsideCalls(run, self.name, self._lock, several=True),
             asked,
             probabilities=self._probabilities,
             like=shapes,
-            tolerance=1e-3 + step * classes,
+            tolerance=1e-3 + rounding,
         )
 
     def identity(self, asked: Asked) -> list[Any]:
@@ -260,6 +268,10 @@ class LiteRT(GivenTeacher):
     def count_params(self) -> int | None:
         """Number of its weights."""
         return self._file.inspection.elements
+
+    @property
+    def _outputs(self) -> tuple[str, ...]:
+        return (self._output,) if isinstance(self._output, str) else self._output
 
     def _shapes(self, names: Mapping[str, str], asked: Asked) -> list[Shape]:
         by_student = {own: self._file.inputs[theirs].shape for theirs, own in names.items()}
@@ -291,7 +303,18 @@ def _content_hashes(path: Path) -> dict[str, str]:
     }
 
 
-def _chosen_output(output: str | None, known: Sequence[str], source: str) -> str:
+def _picked(said: Mapping[str, Any], output: str | tuple[str, ...]) -> Any:
+    """What was said of the chosen output; of several by name."""
+    return said[output] if isinstance(output, str) else {each: said[each] for each in output}
+
+
+def _chosen_output(
+    output: str | Sequence[str] | None, known: Sequence[str], source: str
+) -> str | tuple[str, ...]:
+    if isinstance(output, (list, tuple)) and output:
+        for each in output:
+            _chosen_output(str(each), known, source)
+        return tuple(output)
     if output is None and len(known) == 1:
         return known[0]
     if output is None:
@@ -304,9 +327,9 @@ def _chosen_output(output: str | None, known: Sequence[str], source: str) -> str
         raise ModelError(
             f"`output` must be an output of `{source}`.",
             received=repr(output),
-            hint=nearest(output, known),
+            hint=nearest(str(output), known),
         )
-    return output
+    return str(output)
 
 
 def _matched(theirs: Sequence[str], asked: Asked) -> dict[str, str]:

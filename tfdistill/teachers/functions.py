@@ -33,7 +33,7 @@ class Function(GivenTeacher):
     Args:
         fn: Called on what the data set holds: one array `[batch, ...]`, or several in a list or a
             dictionary. The arrays are copies. Returns floating-point logits, finite, one row an
-            example.
+            example; for a student of several outputs, a dictionary of them.
         name: What it is called in messages and in an `Ensemble`; the function's own by default.
         version: Tells it from the same function with other weights, in fingerprints. Without one,
             its answers to a few fixed random inputs do; give one where these differ from process
@@ -78,7 +78,8 @@ class Function(GivenTeacher):
     def bind(self, asked: Asked, layers: Sequence[str] = ()) -> Teacher:
         """See `GivenTeacher`."""
         self._refuse_layers(layers, "a function")
-        calls = OutsideCalls(self._fn, self.name, self._lock)
+        several = asked.several_outputs
+        calls = OutsideCalls(self._fn, self.name, self._lock, several=several)
         return AnsweringOutside(calls, asked, probabilities=self._probabilities)
 
     def identity(self, asked: Asked) -> list[Any]:
@@ -86,7 +87,8 @@ class Function(GivenTeacher):
         if self._version is not None:
             return ["function", self._named, self._version, self._probabilities]
         teacher = self.bind(asked)
-        return [np.asarray(teacher(asked.examples(run=teacher)).logits), self._named]
+        logits = teacher(asked.examples(run=teacher)).logits
+        return [tf.nest.map_structure(np.asarray, logits), self._named]
 
 
 class AnsweringOutside:
@@ -116,8 +118,10 @@ class AnsweringOutside:
         self._calls = calls
         self._probabilities = probabilities
         said = calls(asked.examples(like=like, run=calls))
-        check_scale(said, probabilities=probabilities, tolerance=tolerance)
-        self.shapes = Shapes(logits=(calls.classes,), features={})
+        for each in tf.nest.flatten(said):
+            check_scale(each, probabilities=probabilities, tolerance=tolerance)
+        shapes = tf.nest.map_structure(lambda units: (units,), calls.classes)
+        self.shapes = Shapes(logits=shapes, features={})
         self.note = note_on_probabilities(calls.classes) if probabilities else ""
         self.outside: tuple[OutsideCalls, ...] = (calls,)
         self.followers: tuple[Any, ...] = ()
@@ -125,5 +129,6 @@ class AnsweringOutside:
     def __call__(self, inputs: Any) -> Outputs:
         """See `Teacher`."""
         said = self._calls(inputs)
-        logits = logits_of_probabilities(said) if self._probabilities else said
-        return frozen(Outputs(tf.convert_to_tensor(logits), {}))
+        if self._probabilities:
+            said = tf.nest.map_structure(logits_of_probabilities, said)
+        return frozen(Outputs(said, {}))

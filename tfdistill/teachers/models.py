@@ -101,7 +101,7 @@ class Model(GivenTeacher):
         """See `GivenTeacher`."""
         if not is_functional(self._model):
             return super().layers()
-        return ModelView(self._model, role="teacher").layers()
+        return ModelView(self._model, role="teacher", several=True).layers()
 
     def layer_names(self) -> list[str]:
         """See `GivenTeacher`."""
@@ -122,6 +122,8 @@ class Model(GivenTeacher):
 
 class TensorFunction(GivenTeacher):
     """A function from a batch of tensors to logits `[batch, classes]`, part of the graph.
+
+    For a student of several outputs it returns a dictionary of them.
 
     Args:
         function: As the user gave it.
@@ -162,7 +164,7 @@ class ModelTeacher:
                 received=f"a Keras 3 model on {keras.backend.backend()!r}",
                 hint="Set KERAS_BACKEND=tensorflow before Keras is imported.",
             )
-        self._view = ModelView(model, role="teacher", layers=layers)
+        self._view = ModelView(model, role="teacher", layers=layers, several=True)
         self.shapes = self._view.shapes
         self.note = self._view.note
 
@@ -180,7 +182,8 @@ class FunctionTeacher:
         asked: What it will be given.
 
     Raises:
-        ModelError: It does not return one tensor `[batch, classes]`, or returns probabilities.
+        ModelError: It does not return `[batch, classes]`, for a student of several outputs of each
+            by name; or returns probabilities.
     """
 
     outside: tuple[OutsideCalls, ...] = ()
@@ -192,14 +195,18 @@ class FunctionTeacher:
         example = asked.examples(run=function)
         logits = function(example)
         batch = int(np.shape(tf.nest.flatten(example)[0])[0])
-        check_answers(logits, batch=batch, who=type(logits).__name__)
+        several = asked.several_outputs
+        check_answers(logits, batch=batch, who=type(logits).__name__, several=several)
         refuse_probabilities(logits, role="teacher")
-        self.shapes = Shapes(logits=tuple(logits.shape[1:]), features={})
+        shapes = tf.nest.map_structure(lambda each: tuple(each.shape[1:]), logits)
+        self.shapes = Shapes(shapes, features={})
 
     def __call__(self, inputs: Any) -> Outputs:
         """See `Teacher`."""
-        return frozen(Outputs(tf.convert_to_tensor(self._call(inputs)), {}))
+        said = self._call(inputs)
+        return frozen(Outputs(tf.nest.map_structure(tf.convert_to_tensor, said), {}))
 
 
-def _said(teacher: Teacher, asked: Asked, like: Sequence[Shape] | None) -> np.ndarray:
-    return np.asarray(teacher(asked.examples(like=like, run=teacher)).logits)
+def _said(teacher: Teacher, asked: Asked, like: Sequence[Shape] | None) -> Any:
+    logits = teacher(asked.examples(like=like, run=teacher)).logits
+    return tf.nest.map_structure(np.asarray, logits)

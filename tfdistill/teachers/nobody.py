@@ -20,7 +20,7 @@ class Nobody(GivenTeacher):
 
     def bind(self, asked: Asked, layers: Sequence[str] = ()) -> Teacher:
         """See `GivenTeacher`."""
-        return SilentTeacher(ModelView(asked.student, role="student").shapes)
+        return SilentTeacher(ModelView(asked.student, role="student", several=True).shapes)
 
     def identity(self, asked: Asked) -> list[Any]:
         """The same, always."""
@@ -43,7 +43,7 @@ class SilentTeacher:
 
     def __call__(self, inputs: Any) -> Outputs:
         """See `Teacher`."""
-        return Outputs((), {})
+        return Outputs({name: () for name in self.shapes.names} or (), {})
 
 
 def teacher_for(losses: Sequence[DistillationLoss], teacher: Any) -> Any:
