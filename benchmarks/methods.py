@@ -3,15 +3,15 @@
     python -m benchmarks.methods --data-dir DIR [--only NAME ...] [--seeds N]
 
 Fashion-MNIST, 10 000 test images. Teachers are trained first, on all 54 000 training images, and
-kept; students see the first 8192 of them, for as many epochs each, with the same weights at the
-start, order of the examples, optimizer and learning rate in every method of a seed. Nothing is
+kept; students see 8192 of these, for as many epochs each, with the same weights at the start,
+order of the examples, optimizer and learning rate in every method of a seed. Nothing is
 tuned for a method: weights and temperatures are the papers' or the defaults, the label loss has
 0.1 beside losses on outputs that stand in its place, as in `td.Distiller`, and 1 beside others.
 
 Three more tasks are made of the same images, for the losses that are not for one class of an
 image: ten labels that are yes or no; ten numbers, 1 for the class and -1 for the others; and an
-image as a sequence of 28 rows, for transformers. Each has a student alone of its own, and one
-more has labels for a tenth of the images only.
+image as a sequence of 28 rows, for transformers. Each has a student alone of its own, as have the
+methods with labels for a tenth of the images only.
 
 Prints a table of Markdown: accuracy and its difference to the student alone of the same seed, mean
 and standard deviation over the seeds; how long a step takes, over one of the student alone (in
@@ -42,220 +42,13 @@ if __name__ == "__main__":
 import numpy as np
 
 import tfdistill as td
-from benchmarks.gallery import (
-    NUMBERS,
-    ROWS,
-    YES_OR_NO,
-    Budget,
-    Data,
-    Gallery,
-    Method,
-    middle_network,
-)
-from tfdistill._keras import tf_keras
+from benchmarks.gallery.rows import GROUPS
+from benchmarks.gallery.tasks import Method
+from benchmarks.gallery.training import Budget, Data, Gallery
 from tfdistill.host import processor, reuse_memory
-from tfdistill.losses import (
-    CWSM,
-    DIST,
-    FLSW,
-    FSP,
-    AttentionScores,
-    AttentionTransfer,
-    BinaryTargets,
-    CenteredMSE,
-    Contrastive,
-    CorrelationCongruence,
-    CosineHiddenStates,
-    DecoupledKD,
-    EarlyExits,
-    EmbeddingStates,
-    HardTargets,
-    HiddenStates,
-    Hint,
-    LogitsMSE,
-    NeuronSelectivity,
-    ProbabilisticTransfer,
-    ProbabilityMSE,
-    RegressionTargets,
-    RelationalAngle,
-    RelationalDistance,
-    SimilarityPreserving,
-    SoftTargets,
-    WeightMSE,
-)
 from tfdistill.runs.files import write_json
-from tfdistill.schedules import Cosine, Linear, Piecewise
 
-_SOFT = SoftTargets(temperature=4.0, weight=0.9)
 _ROUNDS, _STEPS = 15, 5  # of measuring a step: rounds, and steps of each in a round
-
-
-def _two_teachers(name: str, *losses: Any, **how: Any) -> Method:
-    """A method taught by both teachers of images."""
-    more = "".join(f", {setting}={value!r}" for setting, value in how.items())
-    return _outputs(
-        name,
-        *losses,
-        asks=("teacher", "second"),
-        teacher=lambda *members: td.teachers.Ensemble(members, **how),
-        says=f"teacher=Ensemble([teacher, second]{more})",
-    )
-
-
-def _outputs(name: str, *losses: Any, **more: Any) -> Method:
-    """A method whose losses stand in the place of most of the label loss."""
-    return Method(name, losses, 0.1, **more)
-
-
-def _alone(name: str, **more: Any) -> Method:
-    """A student that nobody teaches."""
-    return Method(name, asks=(), taught="-", **more)
-
-
-_ASSISTANT = _outputs("assistant", _SOFT, network=middle_network)
-_GENERATION = _alone("generation before")
-
-# The first of each group is the student alone that the others are compared with.
-GROUPS: tuple[tuple[Method, ...], ...] = (
-    (
-        _alone("student alone"),
-        _outputs("soft targets", _SOFT),
-        _outputs("cross-entropy", SoftTargets(divergence="cross_entropy", weight=0.9)),
-        _outputs("reverse KL", SoftTargets(1.0, divergence="reverse_kl", weight=0.9)),
-        _outputs("Jensen-Shannon", SoftTargets(2.0, divergence="jensen_shannon", weight=0.9)),
-        _outputs("standardized logits", SoftTargets(2.0, standardize=True, weight=9.0)),
-        _outputs("temperature of each example, FLSW", SoftTargets(FLSW(), weight=0.9)),
-        _outputs("temperature of each example, CWSM", SoftTargets(CWSM(), weight=0.9)),
-        _outputs("falling temperature", SoftTargets(Linear(8, 2), weight=0.9)),
-        Method(
-            "teacher first, labels later",
-            [SoftTargets(weight=Cosine(0.9, 0))],
-            Cosine(0.1, 1),
-        ),
-        _outputs("hard targets", HardTargets(weight=0.9)),
-        _outputs(
-            "hard targets, sure ones, smoothed",
-            HardTargets(threshold=0.95, label_smoothing=0.1, weight=0.9),
-        ),
-        _outputs("logits", LogitsMSE(weight=0.1)),
-        _outputs("centered logits", CenteredMSE(weight=0.1)),
-        _outputs("probabilities", ProbabilityMSE(weight=5.0)),
-        Method("decoupled KD", [DecoupledKD()]),
-        Method("DIST", [DIST()]),
-        Method("hint", [Hint("auto", weight=0.5)]),
-        Method("attention transfer", [AttentionTransfer("auto", weight=10.0)]),
-        Method("neuron selectivity", [NeuronSelectivity("auto", weight=50.0)]),
-        Method("FSP", [FSP("auto")]),
-        Method("similarity preserving", [SimilarityPreserving("auto", weight=1000.0)]),
-        Method("relational distance", [RelationalDistance("auto", weight=25.0)]),
-        Method("relational angle", [RelationalAngle("auto", weight=50.0)]),
-        Method("probabilistic transfer", [ProbabilisticTransfer("auto", weight=10.0)]),
-        Method("correlation congruence", [CorrelationCongruence("auto", weight=10.0)]),
-        Method("contrastive", [Contrastive("auto", weight=0.8)]),
-        Method("weights", [WeightMSE("conv_1", "conv_1", weight=0.01)], taught="live"),
-        _outputs("soft targets and attention", _SOFT, AttentionTransfer("auto", weight=10.0)),
-        Method(
-            "hints first, then outputs",
-            [
-                Hint("auto", weight=Piecewise([1, 0], [0.3])),
-                SoftTargets(weight=Piecewise([0, 0.9], [0.3])),
-            ],
-            Piecewise([0, 0.1], [0.3]),
-        ),
-        _two_teachers("two teachers, mean of logits", _SOFT),
-        _two_teachers("two teachers, mean of probabilities", _SOFT, combine="probabilities"),
-        _two_teachers("two teachers, by confidence", _SOFT, by_confidence=True),
-        _two_teachers(
-            "two teachers, a layer of one", _SOFT, Hint("second/relu_3", "relu_3", weight=0.5)
-        ),
-        _outputs(
-            "teacher assistant",
-            _SOFT,
-            teacher=_ASSISTANT,
-            taught="live",
-            says="teacher: a larger student of the teacher",
-        ),
-        _outputs(
-            "born again",
-            _SOFT,
-            teacher=_GENERATION,
-            taught="live",
-            says="teacher: such a student alone",
-        ),
-        Method(
-            "mutual learning",
-            [SoftTargets(1.0)],
-            asks=(),
-            students=2,
-            taught="live",
-            says="MutualDistiller of two such students",
-        ),
-        Method("early exits", [EarlyExits(["relu_1", "relu_2"], weight=0.3)]),
-        Method(
-            "moving average of the student",
-            [ProbabilityMSE(weight=5.0)],
-            asks=(),
-            teacher=lambda: td.teachers.MovingAverage(0.99),
-            taught="live",
-            says="teacher=MovingAverage(0.99)",
-        ),
-        _outputs(
-            "adversarial",
-            _SOFT,
-            settings={"adversarial": td.Adversarial(8 / 255, bounds=(0, 1))},
-        ),
-        _outputs("shifted and mirrored", _SOFT, augment=td.RandomShiftAndFlip(2)),
-        _alone(
-            "label smoothing",
-            loss=lambda: tf_keras.losses.CategoricalCrossentropy(
-                from_logits=True, label_smoothing=0.1
-            ),
-            says="CategoricalCrossentropy(label_smoothing=0.1)",
-        ),
-    ),
-    (
-        _alone("student alone, a tenth of the labels", labelled=0.1, says="without the others"),
-        _outputs(
-            "soft targets, a tenth of the labels", _SOFT, labelled=0.1, settings={"unlabelled": 0}
-        ),
-        Method(
-            "moving average, a tenth of the labels",
-            [ProbabilityMSE(weight=5.0)],
-            labelled=0.1,
-            settings={"unlabelled": 0},
-            asks=(),
-            teacher=lambda: td.teachers.MovingAverage(0.99),
-            taught="live",
-            says="teacher=MovingAverage(0.99)",
-        ),
-        Method(
-            "soft targets, no labels",
-            [SoftTargets()],
-            0.0,
-            labelled=0.1,
-            settings={"unlabelled": 0},
-        ),
-    ),
-    (
-        _alone("student alone, yes or no", task=YES_OR_NO, says="BinaryCrossentropy()"),
-        _outputs("binary targets", BinaryTargets(2.0, weight=0.9), task=YES_OR_NO),
-    ),
-    (
-        _alone("student alone, numbers", task=NUMBERS, says="MeanSquaredError()"),
-        _outputs("regression targets", RegressionTargets(weight=0.9), task=NUMBERS),
-        _outputs(
-            "regression targets, bounded", RegressionTargets(bounded=True, weight=0.9), task=NUMBERS
-        ),
-    ),
-    (
-        _alone("student alone, rows", task=ROWS),
-        _outputs("soft targets, rows", _SOFT, task=ROWS),
-        Method("hidden states", [HiddenStates("states_2", "states_1")], task=ROWS),
-        Method("directions of hidden states", [CosineHiddenStates("auto")], task=ROWS),
-        Method("attention scores", [AttentionScores("attention_2", "attention_1")], task=ROWS),
-        Method("embedding states", [EmbeddingStates("projection", "projection")], task=ROWS),
-    ),
-)
 
 
 class Results:
@@ -359,8 +152,9 @@ def table(results: Results, groups: Sequence[Sequence[Method]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, teacher in results.teachers.items():
-        size = f"{teacher['parameters']:,} parameters"
-        lines.append(f"| *{name}* | {size} | {teacher['accuracy']:.4f} | | | |")
+        if "accuracy" in teacher:
+            size = f"{teacher['parameters']:,} parameters"
+            lines.append(f"| *{name}* | {size} | {teacher['accuracy']:.4f} | | | |")
     for group in groups:
         baseline = results.of(group[0])["accuracy"]
         for method in group:
@@ -374,7 +168,7 @@ def table(results: Results, groups: Sequence[Sequence[Method]]) -> str:
             first = method is group[0]
             cells = (
                 f"**{method.name}**" if first else method.name,
-                f"`{method.code}`" if method.losses else method.code,
+                f"`{method.code}`" if method.code else f"{row['parameters']:,} parameters",
                 _mean(list(accuracy.values())),
                 "" if first else _mean(better, sign="+"),
                 "" if ratio is None else f"{ratio:.2f}",

@@ -12,17 +12,10 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 
-from benchmarks.gallery import (
-    IMAGES,
-    TEACHERS,
-    Budget,
-    Data,
-    Gallery,
-    Method,
-    as_code,
-    log_odds,
-)
-from benchmarks.methods import GROUPS, Results, chosen, measure, table
+from benchmarks.gallery.rows import GROUPS
+from benchmarks.gallery.tasks import IMAGES, TEACHERS, Method, as_code, log_odds
+from benchmarks.gallery.training import Budget, Data, Gallery
+from benchmarks.methods import Results, chosen, measure, table
 from tfdistill import losses, schedules
 from tfdistill._keras import tf
 from tfdistill.terminal import Terminal
@@ -66,7 +59,7 @@ def run(folder: Path, groups: Sequence[Sequence[Method]], gallery: Any, seeds: i
 
 
 def all_losses() -> list[Any]:
-    return [loss for method in METHODS.values() for loss in method.losses]
+    return [loss for method in METHODS.values() for loss in tf.nest.flatten(method.losses)]
 
 
 def test_every_loss_has_a_row() -> None:
@@ -202,12 +195,13 @@ def test_table_of_results(tmp_path: Path) -> None:
     unfinished = Method("unfinished", [losses.Hint("a", "b")])
     results = Results(tmp_path / "results.json", BUDGET)
     results.teachers["teacher"] = {"parameters": 74000, "accuracy": 0.91}
-    results.of(alone).update(accuracy={"0": 0.80, "1": 0.82}, step_ratio=1.0)
+    results.teachers["second"] = {"seconds": {}}
+    results.of(alone).update(accuracy={"0": 0.80, "1": 0.82}, parameters=7600, step_ratio=1.0)
     results.of(better).update(accuracy={"0": 0.81, "1": 0.84, "2": 0.9}, step_ratio=2.345)
 
     assert table(results, [(alone, better, unfinished)]).splitlines()[2:] == [
         "| *teacher* | 74,000 parameters | 0.9100 | | | |",
-        "| **alone** | - | 0.8100 ± 0.0141 |  | 1.00 | - |",
+        "| **alone** | 7,600 parameters | 0.8100 ± 0.0141 |  | 1.00 | - |",
         "| better | `[DIST()], label_loss_weight=1` | 0.8500 ± 0.0458 | +0.0150 ± 0.0071 "
         "| 2.35 | live |",
     ]
