@@ -1,0 +1,1 @@
+"""What `benchmarks.methods` measures: tasks and networks, methods, and how they are trained."""
