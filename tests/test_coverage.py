@@ -38,15 +38,15 @@ def test_an_architecture_reaches_the_goal(name: str) -> None:
 
 def test_what_failed_is_an_empty_cell() -> None:
     whole: dict[str, Any] = {**dict.fromkeys(COLUMNS, True), "int8_operators": 0.5}
-    whole |= {"int8_multiply_accumulates": 0.961, "error": 1.0}
+    whole |= {"int8_multiply_accumulates": 0.961, "error": 1.0, "kernels": 2.5}
     rows: dict[str, dict[str, Any]] = {
         "a": whole,
         "b": {"bridge": True, "tfmot": "ValueError: no", "failed": "in pruning"},
     }
     *_, first, second = table(rows).splitlines()
 
-    assert first == "| a | yes | yes | yes | yes | yes | 50.0% | 96.1% | 1.00 | yes |"
-    assert second == "| b | yes |" + " **no** |" * 7 + " no |"
+    assert first == "| a | yes | yes | yes | yes | yes | 50.0% | 96.1% | 1.00 | 2.50 | yes |"
+    assert second == "| b | yes |" + " **no** |" * 8 + " no |"
 
 
 def test_every_kind_that_the_table_is_for_is_in_it() -> None:
