@@ -189,10 +189,10 @@ def _mean(values: Sequence[float], sign: str = "") -> str:
 def chosen(groups: Sequence[Sequence[Method]], names: Sequence[str]) -> list[tuple[Method, ...]]:
     """Methods by their names, with the students alone that they are compared with."""
     found = []
-    for alone, *others in groups:
+    for first, *others in groups:
         wanted = [method for method in others if method.name in names]
-        if wanted or alone.name in names:
-            found.append((alone, *wanted))
+        if wanted or first.name in names:
+            found.append((first, *wanted))
     return found
 
 

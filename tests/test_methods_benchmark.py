@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gallery.rows import GROUPS
-from benchmarks.gallery.tasks import IMAGES, TEACHERS, Method, as_code, log_odds
+from benchmarks.gallery.tasks import IMAGES, TEACHERS, Method, alone, as_code, log_odds
 from benchmarks.gallery.training import Budget, Data, Gallery
 from benchmarks.methods import Results, chosen, measure, table
 from tfdistill import losses, schedules
@@ -22,7 +22,7 @@ from tfdistill.terminal import Terminal
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-BUDGET = Budget(examples=256, epochs=4, teacher_epochs=2, batch_size=32)
+BUDGET = Budget(examples=256, epochs=6, teacher_epochs=3, batch_size=16)
 METHODS = {method.name: method for group in GROUPS for method in group}
 
 
@@ -101,8 +101,8 @@ def test_row_can_be_built(name: str, untrained: Untrained) -> None:
     method = METHODS[name]
     student = untrained.build(method, 0, trained=False).student
     if method.task.student is IMAGES.student:
-        alone = untrained.build(METHODS["student alone"], 0).student
-        for ours, theirs in zip(student.weights, alone.weights, strict=True):
+        same = untrained.build(METHODS["student alone"], 0).student
+        for ours, theirs in zip(student.weights, same.weights, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
@@ -121,7 +121,7 @@ def test_settings_are_shown_as_they_are_written() -> None:
 def test_a_row_is_trained_measured_and_not_again(tmp_path: Path) -> None:
     hint = losses.Hint("auto", weight=0.5)
     taught = Method("taught", [losses.SoftTargets(2.0, weight=0.9), hint], 0.1)
-    group = (Method("alone"), taught)
+    group = (alone("alone"), taught)
     gallery = Gallery(DATA, tmp_path, BUDGET)
 
     kept = run(tmp_path, [group], gallery)
@@ -148,7 +148,7 @@ def test_a_row_is_trained_measured_and_not_again(tmp_path: Path) -> None:
 def test_results_of_another_budget_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     Results(path, BUDGET).write()
-    with pytest.raises(SystemExit, match=r"'epochs': 4.*not of.*'epochs': 5.*--results"):
+    with pytest.raises(SystemExit, match=r"'epochs': 6.*not of.*'epochs': 5.*--results"):
         Results(path, dataclasses.replace(BUDGET, epochs=5))
 
 
@@ -167,14 +167,14 @@ def test_methods_of_a_seed_see_the_same_batches(tmp_path: Path) -> None:
 
 def test_a_tenth_of_the_labels_is_known(tmp_path: Path) -> None:
     gallery = Untrained(DATA, tmp_path, BUDGET)
-    alone, taught = (
+    labelled, taught = (
         METHODS[f"{name}, a tenth of the labels"] for name in ("student alone", "soft targets")
     )
     marked = np.concatenate([labels for _, labels in gallery.batches(taught, 0)])
     assert len(marked) == 256
     assert (marked.sum(axis=1) == 1).sum() == 26
 
-    images = np.concatenate([images for images, _ in gallery.batches(alone, 0)])
+    images = np.concatenate([images for images, _ in gallery.batches(labelled, 0)])
     assert len(images) == 256, "as many steps"
     np.testing.assert_array_equal(np.unique(images, axis=0), np.unique(DATA.images[:26], axis=0))
 
@@ -191,15 +191,15 @@ def test_log_odds_are_those_of_the_softmax() -> None:
 
 
 def test_table_of_results(tmp_path: Path) -> None:
-    alone, better = Method("alone"), Method("better", [losses.DIST()], stored=False)
+    baseline, better = alone("alone"), Method("better", [losses.DIST()], taught="live")
     unfinished = Method("unfinished", [losses.Hint("a", "b")])
     results = Results(tmp_path / "results.json", BUDGET)
     results.teachers["teacher"] = {"parameters": 74000, "accuracy": 0.91}
     results.teachers["second"] = {"seconds": {}}
-    results.of(alone).update(accuracy={"0": 0.80, "1": 0.82}, parameters=7600, step_ratio=1.0)
+    results.of(baseline).update(accuracy={"0": 0.80, "1": 0.82}, parameters=7600, step_ratio=1.0)
     results.of(better).update(accuracy={"0": 0.81, "1": 0.84, "2": 0.9}, step_ratio=2.345)
 
-    assert table(results, [(alone, better, unfinished)]).splitlines()[2:] == [
+    assert table(results, [(baseline, better, unfinished)]).splitlines()[2:] == [
         "| *teacher* | 74,000 parameters | 0.9100 | | | |",
         "| **alone** | 7,600 parameters | 0.8100 ± 0.0141 |  | 1.00 | - |",
         "| better | `[DIST()], label_loss_weight=1` | 0.8500 ± 0.0458 | +0.0150 ± 0.0071 "

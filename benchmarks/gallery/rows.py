@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import tfdistill as td
-from benchmarks.gallery.tasks import NUMBERS, ROWS, YES_OR_NO, Method, middle_network
+from benchmarks.gallery.tasks import (
+    NUMBERS,
+    ROWS,
+    YES_OR_NO,
+    Method,
+    alone,
+    middle_network,
+)
 from tfdistill._keras import tf_keras
 from tfdistill.losses import (
     CWSM,
@@ -58,18 +65,13 @@ def _outputs(name: str, *losses: Any, **more: Any) -> Method:
     return Method(name, losses, 0.1, **more)
 
 
-def _alone(name: str, **more: Any) -> Method:
-    """A student that nobody teaches."""
-    return Method(name, asks=(), taught="-", **more)
-
-
 _ASSISTANT = _outputs("assistant", _SOFT, network=middle_network)
-_GENERATION = _alone("generation before")
+_GENERATION = alone("generation before")
 
 # The first of each group is the student alone that the others are compared with.
 GROUPS: tuple[tuple[Method, ...], ...] = (
     (
-        _alone("student alone"),
+        alone("student alone"),
         _outputs("soft targets", _SOFT),
         _outputs("cross-entropy", SoftTargets(divergence="cross_entropy", weight=0.9)),
         _outputs("reverse KL", SoftTargets(1.0, divergence="reverse_kl", weight=0.9)),
@@ -156,7 +158,7 @@ GROUPS: tuple[tuple[Method, ...], ...] = (
             settings={"adversarial": td.Adversarial(8 / 255, bounds=(0, 1))},
         ),
         _outputs("shifted and mirrored", _SOFT, augment=td.RandomShiftAndFlip(2)),
-        _alone(
+        alone(
             "label smoothing",
             loss=lambda: tf_keras.losses.CategoricalCrossentropy(
                 from_logits=True, label_smoothing=0.1
@@ -165,7 +167,7 @@ GROUPS: tuple[tuple[Method, ...], ...] = (
         ),
     ),
     (
-        _alone(
+        alone(
             "student alone, a tenth of the labels", labelled=0.1, says="fit(those that have labels)"
         ),
         _outputs(
@@ -190,18 +192,18 @@ GROUPS: tuple[tuple[Method, ...], ...] = (
         ),
     ),
     (
-        _alone("student alone, yes or no", task=YES_OR_NO, says="BinaryCrossentropy()"),
+        alone("student alone, yes or no", task=YES_OR_NO, says="BinaryCrossentropy()"),
         _outputs("binary targets", BinaryTargets(2.0, weight=0.9), task=YES_OR_NO),
     ),
     (
-        _alone("student alone, numbers", task=NUMBERS, says="MeanSquaredError()"),
+        alone("student alone, numbers", task=NUMBERS, says="MeanSquaredError()"),
         _outputs("regression targets", RegressionTargets(weight=0.9), task=NUMBERS),
         _outputs(
             "regression targets, bounded", RegressionTargets(bounded=True, weight=0.9), task=NUMBERS
         ),
     ),
     (
-        _alone("student alone, rows", task=ROWS),
+        alone("student alone, rows", task=ROWS),
         _outputs("soft targets, rows", _SOFT, task=ROWS),
         Method("hidden states", [HiddenStates("states_2", "states_1")], task=ROWS),
         Method("directions of hidden states", [CosineHiddenStates("auto")], task=ROWS),

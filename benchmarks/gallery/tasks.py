@@ -183,6 +183,11 @@ class Method:
         return ", ".join(parts)
 
 
+def alone(name: str, **more: Any) -> Method:
+    """A student that nobody teaches."""
+    return Method(name, asks=(), taught="-", **more)
+
+
 def as_code(value: Any) -> str:
     """Settings as they are written: without defaults, and without the name in the logs."""
     if isinstance(value, float):
