@@ -23,6 +23,7 @@ import tfdistill as td
 from tfdistill import losses
 from tfdistill._keras import keras, tf, tf_keras, tfmot
 from tfdistill.errors import DataError, ModelError, SettingError, TeacherError
+from tfdistill.labels import Labels
 from tfdistill.outputs import ModelView
 from tfdistill.teachers import as_teacher
 
@@ -821,3 +822,51 @@ def test_a_pipeline_says_at_its_door_that_it_takes_one_output() -> None:
         pipeline.check(perceptron(keras), teacher_of())
     with pytest.raises(SettingError, match=r"`losses` must be a list of distillation losses"):
         td.Distillation(losses=TAUGHT)  # type: ignore[arg-type]
+
+
+# --- with what other settings there are ---
+
+
+def test_one_output_needs_no_teacher_where_its_losses_need_none() -> None:
+    taught = {"digit": [losses.VirtualTeacher()], "parity": [losses.LogitsMSE()]}
+    one_headed = perceptron(keras, classes=1, units=7, seed=1)
+    inputs, labels, _ = data()
+    logs = distiller_of(teacher=one_headed, taught=taught).evaluate(
+        inputs, labels, verbose=0, return_dict=True
+    )
+    assert logs["digit_virtual_teacher"] > 0
+    assert "parity_teacher_agreement" in logs
+    assert "digit_teacher_agreement" not in logs
+
+
+def test_every_output_may_be_without_a_teacher() -> None:
+    taught = {"digit": [losses.VirtualTeacher()]}
+    distiller = td.Distiller(two_headed(), None, taught, WEIGHTS)
+    distiller.compile(tf_keras.optimizers.SGD(0.05), LABEL_LOSS)
+    logs = distiller.fit(*data()[:2], verbose=0).history
+    assert [*logs] == ["loss", "digit_label_loss", "digit_virtual_teacher", "parity_label_loss"]
+
+
+def test_mixed_examples_are_taught_all_outputs() -> None:
+    inputs, labels, weights = data()
+    mixing = td.Mixup(alpha=1.0, seed=3)
+    distiller = distiller_of(mixing=mixing, rate=0.0)
+    history = distiller.fit(
+        inputs, labels, 15, sample_weight=weights, shuffle=False, verbose=0
+    ).history
+    known = {name: Labels(tf.constant(each)) for name, each in labels.items()}
+    mixed = mixing(tf.constant(inputs), known, {"digit": tf.constant(weights)}, 0)
+    share = float(mixed.labels["digit"].share)
+    assert 0.01 < share < 0.99
+    theirs = {name: each.others.values for name, each in mixed.labels.items()}
+    weight = mixed.sample_weight["digit"]
+    parts = [
+        distiller.evaluate(mixed.inputs, each, 15, 0, weight, return_dict=True)
+        for each in (labels, theirs)
+    ]
+    for name in ("digit_label_loss", "parity_label_loss"):
+        expected = share * parts[0][name] + (1 - share) * parts[1][name]
+        assert history[name] == [pytest.approx(expected, rel=1e-4)]
+    assert history["digit_soft_targets"] == [
+        pytest.approx(parts[0]["digit_soft_targets"], rel=1e-4)
+    ]

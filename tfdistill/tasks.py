@@ -29,6 +29,9 @@ from tfdistill.terms import Step, Terms, refuse_other_answers
 __all__ = ["Steps", "Tasks", "match_all"]
 
 
+_SILENCE = Outputs((), {})  # what is said of an output that no teacher has
+
+
 class Steps(NamedTuple):
     """What one forward pass of both models gives, of all outputs.
 
@@ -81,11 +84,11 @@ class Tasks:
         self._tasks: dict[str, _Task] = {}
         answered = _answered(plans, student.shapes, teacher)
         for name, plan in plans.items():
-            prefix, built = f"{name}_" if len(plans) > 1 else "", {}
-            if name in answered:
-                theirs, ours = teacher.of(name), student.shapes.of(name)
-                require_same_classes(theirs, ours)
-                built = build_projections(plan.losses, theirs, ours)
+            prefix = f"{name}_" if len(plans) > 1 else ""
+            ours = student.shapes.of(name)
+            theirs = teacher.of(name) if name in answered else ours
+            require_same_classes(theirs, ours)
+            built = build_projections(plan.losses, theirs, ours)
             self.projections |= {f"{prefix}{loss}": layer for loss, layer in built.items()}
             self._tasks[name] = _Task(
                 head=student.heads[name],
@@ -132,7 +135,7 @@ class Tasks:
         """
         steps = {
             name: task.terms(
-                teacher.of(name) if task.has_teacher else None,
+                teacher.of(name) if task.has_teacher else _SILENCE,
                 student.of(name),
                 predictions if len(self._tasks) == 1 else predictions[name],
                 labels.get(name),
@@ -344,7 +347,7 @@ def _answered(plans: Mapping[str, Plan], student: Shapes, teacher: Shapes) -> se
     Raises:
         ModelError: It has none for one that it is to teach.
     """
-    taught = [name for name, plan in plans.items() if plan.losses]
+    taught = [n for n, plan in plans.items() if any(loss.needs_teacher for loss in plan.losses)]
     if not teacher.names:  # one output, whatever it is called
         if len(taught) > 1:
             raise ModelError(
