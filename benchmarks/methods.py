@@ -8,10 +8,10 @@ order of the examples, optimizer and learning rate in every method of a seed. No
 tuned for a method: weights and temperatures are the papers' or the defaults, the label loss has
 0.1 beside losses on outputs that stand in its place, as in `td.Distiller`, and 1 beside others.
 
-Three more tasks are made of the same images, for the losses that are not for one class of an
-image: ten labels that are yes or no; ten numbers, 1 for the class and -1 for the others; and an
-image as a sequence of 28 rows, for transformers. Each has a student alone of its own, as have the
-methods with labels for a tenth of the images only.
+Four more tasks are made of the same images, for what is not for one class of an image: ten labels
+that are yes or no; ten numbers, 1 for the class and -1 for the others; the class and, as a second
+output, its kind; and an image as a sequence of 28 rows, for transformers. Each has a student
+alone of its own, as have the methods with labels for a tenth of the images only.
 
 Prints a table of Markdown: accuracy and its difference to the student alone of the same seed, mean
 and standard deviation over the seeds; how long a step takes, over one of the student alone (in

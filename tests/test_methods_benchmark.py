@@ -78,6 +78,7 @@ def test_every_kind_of_soft_target_and_schedule_has_a_row() -> None:
     for divergence in divergences:
         assert any(getattr(loss, "divergence", None) == divergence for loss in all_losses())
     names = [*schedules.__all__, "FLSW", "CWSM", "Ensemble", "MovingAverage", "Adversarial"]
+    names += ["Mixup", "CutMix"]
     for name in {*names} - {"Schedule", "is_zero", "least_of"}:
         assert f"{name}(" in shown
 

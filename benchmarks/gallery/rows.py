@@ -8,6 +8,7 @@ import tfdistill as td
 from benchmarks.gallery.tasks import (
     NUMBERS,
     ROWS,
+    TWO_OUTPUTS,
     YES_OR_NO,
     Method,
     alone,
@@ -41,6 +42,7 @@ from tfdistill.losses import (
     RelationalDistance,
     SimilarityPreserving,
     SoftTargets,
+    VirtualTeacher,
     WeightMSE,
 )
 from tfdistill.schedules import Cosine, Linear, Piecewise
@@ -157,7 +159,10 @@ GROUPS: tuple[tuple[Method, ...], ...] = (
             _SOFT,
             settings={"adversarial": td.Adversarial(8 / 255, bounds=(0, 1))},
         ),
+        _outputs("mixup", _SOFT, settings={"mixing": td.Mixup(0.2)}, taught="live"),
+        _outputs("cutmix", _SOFT, settings={"mixing": td.CutMix(1.0)}, taught="live"),
         _outputs("shifted and mirrored", _SOFT, augment=td.RandomShiftAndFlip(2)),
+        Method("virtual teacher", [VirtualTeacher(weight=0.1)], 0.9, asks=(), taught="-"),
         alone(
             "label smoothing",
             loss=lambda: tf_keras.losses.CategoricalCrossentropy(
@@ -200,6 +205,16 @@ GROUPS: tuple[tuple[Method, ...], ...] = (
         _outputs("regression targets", RegressionTargets(weight=0.9), task=NUMBERS),
         _outputs(
             "regression targets, bounded", RegressionTargets(bounded=True, weight=0.9), task=NUMBERS
+        ),
+    ),
+    (
+        alone("student alone, two outputs", task=TWO_OUTPUTS),
+        Method(
+            "soft targets, two outputs",
+            {"logits": [_SOFT]},
+            {"logits": 0.1, "kind": 1.0},
+            task=TWO_OUTPUTS,
+            taught="live",
         ),
     ),
     (

@@ -7,10 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 import tfdistill as td
 from tfdistill._keras import keras, tf, tf_keras
 
 CLASSES = 10
+_KINDS = ((0, 2, 4, 6), (1,), (3,), (5, 7, 9), (8,))  # tops, trousers, dresses, shoes, bags
+_OF_KINDS = np.array([[c in kind for kind in _KINDS] for c in range(CLASSES)], np.float32)
 
 
 def convolutional(library: Any, name: str, blocks: Sequence[tuple[int, int, bool]]) -> Any:
@@ -67,6 +71,13 @@ def small_network() -> Any:
     return convolutional(tf_keras, "student", [(16, 2, False), (16, 1, True), (32, 1, False)])
 
 
+def network_of_two_outputs() -> Any:
+    """The student, which also says what kind of thing it is."""
+    student = small_network()
+    kind = tf_keras.layers.Dense(len(_KINDS), name="kind")(student.get_layer("pooled").output)
+    return tf_keras.Model(student.input, {"logits": student.output, "kind": kind}, name="student")
+
+
 def middle_network() -> Any:
     """Between the student and the teacher: a teacher assistant."""
     return convolutional(tf_keras, "assistant", [(16, 1, True), (32, 1, True), (48, 1, False)])
@@ -119,6 +130,12 @@ NUMBERS = Task(
     loss=tf_keras.losses.MeanSquaredError,
     labels=lambda one_hot: 2 * one_hot - 1,
     answers=lambda logits: 2 * tf.nn.softmax(logits) - 1,
+)
+TWO_OUTPUTS = Task(
+    "classes and kinds",
+    student=network_of_two_outputs,
+    loss=lambda: {"logits": _cross_entropy(), "kind": _cross_entropy()},
+    labels=lambda one_hot: {"logits": one_hot, "kind": one_hot @ _OF_KINDS},
 )
 ROWS = Task("rows", student=small_transformer, teacher="transformer")
 
