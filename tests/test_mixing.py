@@ -388,7 +388,9 @@ def test_each_stage_and_each_seed_mixes_in_its_own_way(
             "Received: Mixup and decoupled_kd. A mixed example has two.",
         ),
         (
-            lambda: td.Distiller(None, None, [losses.VirtualTeacher()], mixing=CUTMIX),
+            lambda: td.Distiller(
+                perceptron(tf_keras), None, [losses.VirtualTeacher()], mixing=CUTMIX
+            ),
             "read one label of each example. Received: CutMix and virtual_teacher.",
         ),
         (
