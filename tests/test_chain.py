@@ -81,6 +81,7 @@ def by_hand(two_devices: None, tmp_path_factory: pytest.TempPathFactory) -> list
     return found
 
 
+@pytest.mark.slow
 def test_each_link_is_the_run_that_one_would_make_by_hand(
     by_hand: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +145,7 @@ def test_stopped_in_any_link_it_goes_on_and_ends_in_the_same_bits(
     assert_same(weights_of(again[1]), weights_of(whole[1]))
 
 
+@pytest.mark.slow
 def test_generations_may_each_have_settings_of_their_own(tmp_path: Path) -> None:
     """The same network three times; the first one is not changed by being taught."""
     network = perceptron(keras, units=8, seed=4)

@@ -119,6 +119,7 @@ def test_settings_are_shown_as_they_are_written() -> None:
 # --- the trainings ---
 
 
+@pytest.mark.slow
 def test_a_row_is_trained_measured_and_not_again(tmp_path: Path) -> None:
     hint = losses.Hint("auto", weight=0.5)
     taught = Method("taught", [losses.SoftTargets(2.0, weight=0.9), hint], 0.1)

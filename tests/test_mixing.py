@@ -350,6 +350,7 @@ def test_a_stopped_run_ends_in_the_same_bits(
     assert not (tmp_path / "whole/targets").exists()
 
 
+@pytest.mark.slow
 def test_each_stage_and_each_seed_mixes_in_its_own_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,7 @@ def test_every_stage_works_and_the_report_has_no_teacher(whole: tuple[Any, Path]
     assert "Nothing was stored: there is no teacher." in notes
 
 
+@pytest.mark.slow
 def test_a_teacher_is_another_run(whole: tuple[Any, Path], tmp_path: Path) -> None:
     alone: Any = {"baseline": False, "export": td.Export(formats=())}
     record = "distillation/stage.json"
