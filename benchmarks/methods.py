@@ -48,7 +48,7 @@ from benchmarks.gallery.training import Budget, Data, Gallery
 from tfdistill.host import processor, reuse_memory
 from tfdistill.runs.files import write_json
 
-_ROUNDS, _STEPS = 15, 5  # of measuring a step: rounds, and steps of each in a round
+_STEPS = 5  # of each in a round of measuring how long they take
 
 
 class Results:
@@ -102,6 +102,7 @@ def measure(
     groups: Sequence[Sequence[Method]],
     seeds: int,
     terminal: Terminal,
+    rounds: int = 15,
 ) -> None:
     """Measures what has no result yet: first all methods of a seed, at the end their steps."""
     alone = {method: group[0] for group in groups for method in group}
@@ -117,7 +118,7 @@ def measure(
         results.of(method)["parameters"] = student.count_params()
 
     def step(method: Method) -> None:
-        ratio = gallery.step_ratio(method, alone[method], _ROUNDS, _STEPS)
+        ratio = gallery.step_ratio(method, alone[method], rounds, _STEPS)
         results.of(method)["step_ratio"] = ratio
 
     work: list[tuple[str, dict[str, Any], str, Callable[[], None]]] = []

@@ -68,7 +68,7 @@ TEACHERS: Mapping[str, Callable[[], Any]] = {
 
 def small_network() -> Any:
     """The student, with as many filters in the first layer as the teacher."""
-    return convolutional(tf_keras, "student", [(16, 2, False), (16, 1, True), (32, 1, False)])
+    return convolutional(tf_keras, "student", [(16, 2, True), (32, 1, False), (32, 1, False)])
 
 
 def network_of_two_outputs() -> Any:
@@ -80,7 +80,7 @@ def network_of_two_outputs() -> Any:
 
 def middle_network() -> Any:
     """Between the student and the teacher: a teacher assistant."""
-    return convolutional(tf_keras, "assistant", [(16, 1, True), (32, 1, True), (48, 1, False)])
+    return convolutional(tf_keras, "assistant", [(16, 1, True), (32, 1, True), (64, 1, False)])
 
 
 def small_transformer() -> Any:
