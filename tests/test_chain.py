@@ -119,6 +119,7 @@ def test_each_link_is_the_run_that_one_would_make_by_hand(
     assert last[0].accuracy == assistant[1].accuracy  # it is the teacher there
 
 
+@pytest.mark.slow
 def test_stopped_in_any_link_it_goes_on_and_ends_in_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -311,8 +311,9 @@ def test_one_forward_pass_of_each_model_a_step(nested: bool) -> None:
         assert sorted(calls) == ["student", "teacher"]
 
 
-def test_the_step_is_traced_once() -> None:
-    """Optimizer variables made within it would let TensorFlow trace it twice."""
+@pytest.mark.parametrize("data", ["arrays", "data set"])
+def test_the_step_is_traced_once(data: str) -> None:
+    """Variables of optimizer or metrics made within it would let TensorFlow trace it twice."""
     traces = []
 
     class Counting(td.Distiller):
@@ -321,9 +322,13 @@ def test_the_step_is_traced_once() -> None:
             return super().train_step(data)
 
     distiller = Counting(perceptron(tf_keras), _teacher(), [SOFT], 0.3)
-    distiller.compile("adam", LABEL_LOSS)
-    distiller.fit(*examples(24)[:2], batch_size=8, epochs=2, verbose=0)
+    distiller.compile("adam", LABEL_LOSS, metrics=["accuracy"])
+    given = examples(24)[:2]
+    if data == "data set":
+        given = (tf.data.Dataset.from_tensor_slices(given).batch(8),)
+    history = distiller.fit(*given, epochs=2, verbose=0).history
     assert len(traces) == 1
+    assert history["accuracy"]
 
 
 # --- replicas ---
@@ -767,7 +772,11 @@ def test_projections_that_do_not_fit_are_left_out() -> None:
 
 @pytest.mark.parametrize(
     "way",
-    [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 2}],
+    [
+        {"jit_compile": True},
+        {"run_eagerly": True},
+        pytest.param({"steps_per_execution": 2}, marks=pytest.mark.slow),
+    ],
     ids=["jit_compile", "run_eagerly", "steps_per_execution"],
 )
 def test_every_way_of_running_is_the_same_training(way: dict[str, Any]) -> None:

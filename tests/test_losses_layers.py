@@ -97,6 +97,7 @@ def assert_equal(ours: Any, theirs: Any) -> None:
 
 
 @kinds(quick="texts")
+@pytest.mark.slow
 def test_two_replicas_are_one(kind: str, two_replicas: Any) -> None:
     """All losses in one: batches of 5, of which they get 3 and 2, and of 1, a replica without."""
     one = distilled(kind, KINDS[kind], 11)
@@ -153,6 +154,7 @@ def logs_of(kind: str, student: Any, taught: Any, projections: Any) -> tuple[dic
 
 
 @kinds(quick="texts")
+@pytest.mark.slow
 def test_a_pruned_student_learns_the_same(kind: str) -> None:
     student = encoder(tf_keras, masked=False) if kind == "texts" else student_of(kind)
     named = td.Distiller(student, teacher_of(kind), KINDS[kind]).losses_taught
@@ -228,6 +230,7 @@ def test_nothing_stays_in_the_student(kind: str, tmp_path: Path) -> None:
 
 
 @kinds(quick="texts")
+@pytest.mark.slow
 def test_stored_features_teach_as_live_ones(kind: str, tmp_path: Path) -> None:
     taught = [loss for loss in KINDS[kind] if not isinstance(loss, losses.WeightMSE)]
     teacher, data = teacher_of(kind), data_of(kind, 12)[:2]

@@ -228,6 +228,7 @@ def test_an_examples_losses_are_means_over_its_steps(masked: bool, activation: A
     assert after["loss"] < logs["loss"]
 
 
+@pytest.mark.slow
 def test_padding_teaches_nothing_under_several_replicas_either(two_replicas: Any) -> None:
     numbers, labels = sentences()
     results = []

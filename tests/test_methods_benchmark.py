@@ -97,7 +97,12 @@ def untrained(tmp_path_factory: pytest.TempPathFactory, two_devices: None) -> Un
     return Untrained(DATA, tmp_path_factory.mktemp("gallery"), BUDGET)
 
 
-@pytest.mark.parametrize("name", METHODS)
+_QUICK = [*METHODS][::8]  # the others with `make test-slow`
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in _QUICK else [pytest.mark.slow]) for n in METHODS]
+)
 def test_row_can_be_built(name: str, untrained: Untrained) -> None:
     method = METHODS[name]
     student = untrained.build(method, 0, trained=False).student

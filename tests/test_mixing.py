@@ -201,9 +201,22 @@ def test_losses_are_the_closed_form(weighted: bool) -> None:
     assert logs["loss"] == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-@pytest.mark.parametrize("form", ["numbers", "one-hot"])
-@pytest.mark.parametrize("adversarial", [None, td.Adversarial(0.1)], ids=["", "adversarial"])
+_NO, _YES = None, td.Adversarial(0.1)
+
+
+@pytest.mark.parametrize(
+    ("adversarial", "form", "kind"),
+    [
+        (_YES, "one-hot", "cutmix"),
+        (_NO, "numbers", "mixup"),
+        pytest.param(_YES, "numbers", "mixup", marks=pytest.mark.slow),
+        pytest.param(_YES, "numbers", "cutmix", marks=pytest.mark.slow),
+        pytest.param(_YES, "one-hot", "mixup", marks=pytest.mark.slow),
+        pytest.param(_NO, "numbers", "cutmix", marks=pytest.mark.slow),
+        pytest.param(_NO, "one-hot", "mixup", marks=pytest.mark.slow),
+        pytest.param(_NO, "one-hot", "cutmix", marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_is_that_of_the_mixed_batch_with_soft_labels(
     kind: str, form: str, adversarial: Any
 ) -> None:
@@ -271,7 +284,11 @@ def test_without_labels_the_teacher_is_enough() -> None:
     assert logs["loss"] == pytest.approx(np.mean(soft_targets(t, s, 4.0)), rel=1e-5)
 
 
-@pytest.mark.parametrize("settings", [MIXUP, CUTMIX], ids=["mixup", "cutmix"])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(MIXUP, marks=pytest.mark.slow), CUTMIX],
+    ids=["mixup", "cutmix"],
+)
 def test_every_way_of_running_takes_the_same_steps(settings: Any) -> None:
     data = tf.data.Dataset.from_tensor_slices(images()).batch(6)
     results = []
@@ -325,6 +342,7 @@ def weights_of(run_dir: Path) -> list[Array]:
     return found
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_in_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

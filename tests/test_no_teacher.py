@@ -66,6 +66,7 @@ def test_it_learns_what_it_learns_beside_a_teacher_that_no_loss_reads() -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_two_replicas_are_one(two_replicas: Any) -> None:
     data = tf.data.Dataset.from_tensor_slices(examples()).batch(6)
     results = []

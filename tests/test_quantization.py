@@ -301,8 +301,8 @@ ARCHITECTURES: dict[Callable[[Any], Any], dict[str, str]] = {
 
 # Each a part of another, or much like the rewrites of test_rewrites.py.
 _ALIKE = (
-    *(concatenated, dense, depthwise, plain_convolutions, separable, separable_1d, softmax),
-    transposed,
+    *(concatenated, dense, depthwise, float_inside, plain_convolutions, residual, separable),
+    *(separable_1d, softmax, transposed),
 )
 
 

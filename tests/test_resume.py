@@ -70,15 +70,13 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "moments",
     [
-        (
-            "distillation/checkpoint-000002.json",
-            "quantization/checkpoint-000001.npz",
-        ),
+        ("quantization/checkpoint-000001.npz",),
         pytest.param(
             (
                 "run.json",
                 "targets/train/targets.json",
                 "distillation/stage.json",
+                "distillation/checkpoint-000002.json",
                 "baseline/checkpoint-000003.json",
                 "pruning/checkpoint-000002.json",
                 "artifacts/student_int8.tflite",
@@ -86,7 +84,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["amid stages", "at many more"],
+    ids=["amid a stage", "at many more"],
 )
 def test_killed_at_many_moments_it_ends_in_the_same_bits(
     uninterrupted: Path,

@@ -731,7 +731,8 @@ def test_a_last_layer_at_each_step_keeps_its_name(tmp_path: Path) -> None:
     assert {name: values.shape for name, values in outputs.items()} == {"tags": (24, WORDS, 5)}
 
 
-@pytest.mark.parametrize("skip", [[], pytest.param(["memory"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("skip", [[], ["memory"]])
 def test_what_reads_a_loop_is_in_8_bits(skip: list[str], tmp_path: Path) -> None:
     """The converter fails on a loop's values that are quantized, and where they are joined."""
 

@@ -248,6 +248,7 @@ def test_evaluation_has_the_numbers_of_the_step_and_changes_nothing() -> None:
         assert each["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_replicas_are_one(two_replicas: Any) -> None:
     data = tf.data.Dataset.from_tensor_slices(examples(15, classes=3)).batch(6)
     results: list[Any] = []

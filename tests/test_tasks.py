@@ -147,7 +147,13 @@ def copies(distiller: Any) -> list[Array]:
     return [np.array(variable) for variable in distiller.trainable_variables]
 
 
-@pytest.mark.parametrize("weighted", ["all alike", "each output", "one output", "not"])
+@pytest.mark.parametrize(
+    "weighted",
+    [
+        "each output",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("all alike", "one output", "not")),
+    ],
+)
 def test_logs_and_update_are_the_closed_form(weighted: str) -> None:
     inputs, labels, weights = data()
     ones, other = np.ones(15, np.float32), weights[::-1].copy()
@@ -183,7 +189,11 @@ def test_logs_and_update_are_the_closed_form(weighted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "outputs"), [(keras, "dict"), (tf_keras, "list"), (keras, "tuple")]
+    ("library", "outputs"),
+    [
+        (keras, "dict"),
+        *(pytest.param(*p, marks=pytest.mark.slow) for p in ((tf_keras, "list"), (keras, "tuple"))),
+    ],
 )
 def test_outputs_and_labels_of_every_structure_are_one_training(library: Any, outputs: str) -> None:
     structure = {"dict": None, "list": as_list, "tuple": lambda *both: both}[outputs]

@@ -82,6 +82,7 @@ def test_evaluation_leaves_it_as_it_is() -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_two_replicas_are_one(two_replicas: Any) -> None:
     inputs, labels, _ = examples(30)
     data = tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(10)

@@ -104,6 +104,7 @@ def _ordered() -> Any:
     return tf.data.Dataset.from_tensor_slices(pictures()).batch(BATCH)
 
 
+@pytest.mark.slow
 def test_a_pipeline_goes_on_storing_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,11 +16,12 @@ from tfdistill.adversarial import Adversarial, check_adversarial
 from tfdistill.bridge.layer_configs import copy_model
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.fitting import (
+    arguments_of,
     build_optimizer,
     dtype_policy,
+    label_shapes,
     named_results,
     own_errors,
-    refuse_keras3,
     regularization_of,
     taken_over,
 )
@@ -287,9 +288,10 @@ class Distiller(tf_keras.Model):
             DataError: The data are a `PyDataset` of Keras 3.
             TeacherError: The teacher runs outside of TensorFlow and failed on a batch.
         """
-        refuse_keras3(super().fit, args, kwargs)
+        given = arguments_of(super().fit, args, kwargs)
         if self._is_compiled:
             build_optimizer(self)
+            self._build_metrics(given)
         try:
             with own_errors(), self._teacher_failures_since("`fit` began"):
                 return super().fit(*args, **kwargs)
@@ -298,7 +300,9 @@ class Distiller(tf_keras.Model):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As Keras' `evaluate`; changes nothing but metrics. Raises as `fit` does."""
-        refuse_keras3(super().evaluate, args, kwargs)
+        given = arguments_of(super().evaluate, args, kwargs)
+        if self._is_compiled:
+            self._build_metrics(given)
         with own_errors(), self._teacher_failures_since("`evaluate` began"):
             return super().evaluate(*args, **kwargs)
 
@@ -353,6 +357,13 @@ class Distiller(tf_keras.Model):
         """Without the `options` that tf_keras' callbacks always pass and Keras 3 does not know."""
         ours = self._parts.original is None
         return {name: value for name, value in settings.items() if ours or name != "options"}
+
+    def _build_metrics(self, given: Mapping[str, Any]) -> None:
+        """Makes metrics given by name now, see `tfdistill.fitting.build_optimizer`."""
+        labels = label_shapes(given)
+        if labels is not None and not self.compiled_metrics.built:
+            with self.distribute_strategy.scope():
+                self.compiled_metrics.build(*self._parts.tasks.shapes_measured(labels))
 
     def _teacher_failures_since(self, since: str) -> contextlib.AbstractContextManager[None]:
         replicas = self.distribute_strategy.num_replicas_in_sync

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from tfdistill import bridge
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import DataError, ModelError, SettingError, TfdistillError
@@ -18,15 +20,16 @@ from tfdistill.schedules import is_zero
 from tfdistill.targets.stored import unknown_examples
 
 __all__ = [
+    "arguments_of",
     "build_optimizer",
     "build_projections",
     "copied",
     "dtype_policy",
     "label_loss_of",
+    "label_shapes",
     "metrics_of",
     "named_results",
     "own_errors",
-    "refuse_keras3",
     "regularization_of",
     "require_same_classes",
     "taken_over",
@@ -72,8 +75,8 @@ def own_errors() -> Iterator[None]:
         raise
 
 
-def refuse_keras3(method: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuses callbacks and data of Keras 3 among the arguments, which tf_keras cannot use.
+def arguments_of(method: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `fit` or `evaluate` is given, by name, without what tf_keras cannot use of Keras 3.
 
     Args:
         method: `fit` or `evaluate`.
@@ -100,6 +103,27 @@ def refuse_keras3(method: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
                 received=f"{type(given[name]).__name__}, a PyDataset of Keras 3",
                 hint="Give a tf.data.Dataset, or derive the class from tf_keras.utils.Sequence.",
             )
+    return given
+
+
+def label_shapes(given: Mapping[str, Any]) -> Any:
+    """The labels' shapes, in their structure, where the data tell them before they are read.
+
+    Args:
+        given: What `fit` or `evaluate` is given, by name.
+
+    Returns:
+        A `tf.TensorSpec` or its like for each; `None` where there are no labels, or the data do
+        not tell.
+    """
+    x, y = given.get("x"), given.get("y")
+    if isinstance(x, tf.data.Dataset):
+        _, y, _ = tf_keras.utils.unpack_x_y_sample_weight(x.element_spec)
+        return y
+    arrays = tf.nest.flatten(y)
+    if not all(isinstance(array, (np.ndarray, tf.Tensor)) and array.ndim for array in arrays):
+        return None
+    return tf.nest.map_structure(lambda array: tf.TensorSpec([None, *array.shape[1:]]), y)
 
 
 def require_same_classes(teacher: Shapes, student: Shapes) -> None:

@@ -11,15 +11,16 @@ from tfdistill import bridge
 from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.fitting import (
+    arguments_of,
     build_optimizer,
     build_projections,
     copied,
     dtype_policy,
     label_loss_of,
+    label_shapes,
     metrics_of,
     named_results,
     own_errors,
-    refuse_keras3,
     regularization_of,
     require_same_classes,
     taken_over,
@@ -246,9 +247,10 @@ class MutualDistiller(tf_keras.Model):
             SettingError: A callback is one of Keras 3; those of tf_keras have the same names.
             DataError: The data are a `PyDataset` of Keras 3.
         """
-        refuse_keras3(super().fit, args, kwargs)
+        given = arguments_of(super().fit, args, kwargs)
         if self._is_compiled:
             build_optimizer(self)
+            self._build_metrics(given)
         try:
             with own_errors():
                 return super().fit(*args, **kwargs)
@@ -257,7 +259,9 @@ class MutualDistiller(tf_keras.Model):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As Keras' `evaluate`; changes nothing but metrics. Raises as `fit` does."""
-        refuse_keras3(super().evaluate, args, kwargs)
+        given = arguments_of(super().evaluate, args, kwargs)
+        if self._is_compiled:
+            self._build_metrics(given)
         with own_errors():
             return super().evaluate(*args, **kwargs)
 
@@ -290,6 +294,18 @@ class MutualDistiller(tf_keras.Model):
             received=f"save({str(filepath)!r})",
             hint="Call distiller.students[0].save(...), or save_weights for all of them at once.",
         )
+
+    def _build_metrics(self, given: Mapping[str, Any]) -> None:
+        """Makes metrics given by name now, see `tfdistill.fitting.build_optimizer`."""
+        labels = label_shapes(given)
+        if labels is None:
+            return
+        with self.distribute_strategy.scope():
+            for member in self._parts.members:
+                (head,) = member.view.heads.values()
+                compiled = member.scorer.compiled_metrics
+                if not compiled.built:
+                    compiled.build(tf.TensorSpec([None, *head.shape]), labels)
 
     def _steps(self, inputs: Any, labels: Any, sample_weight: Any, *, training: bool) -> list[Step]:
         said = [member.view(inputs, training=training) for member in self._parts.members]

@@ -193,13 +193,7 @@ class Tasks:
         """
         if labels is None:
             return {}
-        given = self._by_output(labels, "labels")
-        if given is None:
-            raise DataError(  # in Python, while the step is traced
-                "`data` must have labels by output, of which the student has several.",
-                received=f"one tensor for {', '.join(self._tasks)}",
-                hint="Give (inputs, {name: labels, ...}), or a tuple of them in that order.",
-            )
+        given = self._labels(labels)
         return {
             name: known_labels(
                 given[name], task.plan.unlabelled, task.head.shape, training=training
@@ -277,6 +271,29 @@ class Tasks:
         }
         known = {name: labels[name].values if name in labels else None for name in self._tasks}
         return one_or_all(known), one_or_all(predictions), one_or_all(sample_weight)
+
+    def shapes_measured(self, labels: Any) -> tuple[Any, Any]:
+        """Shapes of what Keras' metrics are updated with: predictions and labels.
+
+        Args:
+            labels: Shapes of the labels, as the data have them.
+
+        Raises:
+            DataError: They are not of the outputs.
+        """
+        given = self._labels(labels)
+        predictions = {n: tf.TensorSpec([None, *t.head.shape]) for n, t in self._tasks.items()}
+        return one_or_all(predictions), one_or_all(given)
+
+    def _labels(self, labels: Any) -> dict[str, Any]:
+        given = self._by_output(labels, "labels")
+        if given is None:
+            raise DataError(  # in Python, while the step is traced or before
+                "`data` must have labels by output, of which the student has several.",
+                received=f"one tensor for {', '.join(self._tasks)}",
+                hint="Give (inputs, {name: labels, ...}), or a tuple of them in that order.",
+            )
+        return given
 
     def _by_output(self, given: Any, what: str) -> dict[str, Any] | None:
         """What data have for each output; `None` where they have one for several."""
