@@ -323,7 +323,7 @@ def test_the_step_is_traced_once(data: str) -> None:
 
     distiller = Counting(perceptron(tf_keras), _teacher(), [SOFT], 0.3)
     distiller.compile("adam", LABEL_LOSS, metrics=["accuracy"])
-    given = examples(24)[:2]
+    given: tuple[Any, ...] = examples(24)[:2]
     if data == "data set":
         given = (tf.data.Dataset.from_tensor_slices(given).batch(8),)
     history = distiller.fit(*given, epochs=2, verbose=0).history
