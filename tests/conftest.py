@@ -15,6 +15,19 @@ if os.environ.get("TFDISTILL_TEST_DATA"):  # tests change directory, their proce
     os.environ["TFDISTILL_TEST_DATA"] = str(Path(os.environ["TFDISTILL_TEST_DATA"]).resolve())
 
 
+# A file's tests stay in one process. The longest first, else one process ends minutes after all.
+_LONGEST = (
+    *("quantization", "tasks", "distiller", "resume", "rewrites", "recipes", "pruning"),
+    *("pipeline", "bridge_parts", "inspection", "mixing", "targets", "keras_door", "losses"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders the files, and within each nothing."""
+    order = {f"test_{name}": place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def two_devices() -> None:
     """Gives TensorFlow two CPU devices; fails loudly if a test module already started it."""
@@ -26,6 +39,7 @@ def two_devices() -> None:
     # The modules stay anyway. Frozen, they no longer cost each collection of garbage a second.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # graphs are many objects that live until their test ends
 
 
 @pytest.fixture(autouse=True)

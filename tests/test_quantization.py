@@ -513,7 +513,8 @@ def test_a_skipped_first_layer_reads_the_input_as_it_is(tmp_path: Path) -> None:
 
 
 def over_time(inputs: Any) -> Any:
-    return LAYERS.Reshape([36, 8])(LAYERS.Conv2D(8, 3, name="first")(inputs))
+    hidden = LAYERS.MaxPooling2D(3)(LAYERS.Conv2D(8, 3, name="first")(inputs))
+    return LAYERS.Reshape([4, 8])(hidden)
 
 
 def attending(inputs: Any, **settings: Any) -> Any:
@@ -537,7 +538,7 @@ def remembering(inputs: Any) -> Any:
         ),
         (remembering, ["apart"], "named in `skip`"),
         (
-            lambda x: LAYERS.EinsumDense("abc,cd->abd", [36, 5], name="apart")(over_time(x)),
+            lambda x: LAYERS.EinsumDense("abc,cd->abd", [4, 5], name="apart")(over_time(x)),
             [],
             "tfmot has no quantizer for EinsumDense",
         ),
@@ -626,7 +627,8 @@ def unknown_layers(inputs: Any) -> Any:
     hidden = LAYERS.Conv2D(8, 3, activation="relu", name="convolution")(inputs)
     hidden = LAYERS.Activation(steep, name="steep")(hidden)
     hidden = LAYERS.Lambda(lambda tensor: tensor * 0.5, name="halved")(Scale(name="scale")(hidden))
-    hidden = LAYERS.ReLU()(LAYERS.Reshape([36, 8])(tf.cumsum(hidden, axis=1)))
+    hidden = LAYERS.MaxPooling2D(3)(tf.cumsum(hidden, axis=1))
+    hidden = LAYERS.ReLU()(LAYERS.Reshape([4, 8])(hidden))
     hidden = LAYERS.MultiHeadAttention(1, 4, kernel_constraint="max_norm", name="attention")(
         hidden, hidden
     )

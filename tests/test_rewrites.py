@@ -419,10 +419,8 @@ def test_padding_does_not_reach_the_states(name: str) -> None:
     assert not kinds & {"LSTM", "GRU", "SimpleRNN", "Bidirectional"}
 
 
-@pytest.mark.parametrize(
-    "skip",
-    [[], *(pytest.param([name], marks=pytest.mark.slow) for name in ("embedding", "memory"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("skip", [[], ["embedding"], ["memory"]])
 def test_padding_is_ignored_in_8_bits_too(skip: list[str]) -> None:
     """tfmot's wrapper drops the mask that a layer gives, silently."""
     model = of_words(lambda w: L.LSTM(4, name="memory")(embedded(w, mask=True)))

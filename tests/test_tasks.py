@@ -378,7 +378,9 @@ def test_names_of_one_output_may_be_given_all_the_same() -> None:
     assert "accuracy" in plain
 
 
-@pytest.mark.parametrize("way", ["jit", "eager", "adversarial"])
+@pytest.mark.parametrize(
+    "way", [pytest.param("jit", marks=pytest.mark.slow), "eager", "adversarial"]
+)
 def test_every_way_of_running_is_the_same_training(way: str) -> None:
     inputs, labels, _ = data()
     more: dict[str, Any] = {}

@@ -226,6 +226,7 @@ def test_saved_model_that_brings_code_is_refused(tmp_path: Path) -> None:
         Model(perceptron(keras), name=3)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow  # each kind alone is quick
 def test_every_kind_teaches_in_a_pipeline_and_is_known_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

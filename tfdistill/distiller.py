@@ -17,6 +17,7 @@ from tfdistill.bridge.layer_configs import copy_model
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.fitting import (
     arguments_of,
+    build_metrics,
     build_optimizer,
     dtype_policy,
     label_shapes,
@@ -359,11 +360,11 @@ class Distiller(tf_keras.Model):
         return {name: value for name, value in settings.items() if ours or name != "options"}
 
     def _build_metrics(self, given: Mapping[str, Any]) -> None:
-        """Makes metrics given by name now, see `tfdistill.fitting.build_optimizer`."""
         labels = label_shapes(given)
-        if labels is not None and not self.compiled_metrics.built:
+        if labels is not None:
+            shapes = self._parts.tasks.shapes_measured(labels)
             with self.distribute_strategy.scope():
-                self.compiled_metrics.build(*self._parts.tasks.shapes_measured(labels))
+                build_metrics(self.compiled_metrics, *shapes)
 
     def _teacher_failures_since(self, since: str) -> contextlib.AbstractContextManager[None]:
         replicas = self.distribute_strategy.num_replicas_in_sync

@@ -21,6 +21,7 @@ from tfdistill.targets.stored import unknown_examples
 
 __all__ = [
     "arguments_of",
+    "build_metrics",
     "build_optimizer",
     "build_projections",
     "copied",
@@ -161,6 +162,19 @@ def build_optimizer(model: Any) -> None:
     if build is not None:
         with model.distribute_strategy.scope():
             build(model.trainable_variables)
+
+
+def build_metrics(compiled: Any, predictions: Any, labels: Any) -> None:
+    """Makes metrics given by name now, for the same reason; in a strategy's scope.
+
+    Args:
+        compiled: tf_keras' container of compiled metrics.
+        predictions: Shapes of what a student puts out.
+        labels: Shapes of the labels, in the same structure.
+    """
+    if not compiled.built:
+        with tf.__internal__.FuncGraph("metrics").as_default():  # where Keras numbers names anew
+            compiled.build(predictions, labels)
 
 
 def dtype_policy(*models: Any) -> Any:

@@ -12,6 +12,7 @@ from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.fitting import (
     arguments_of,
+    build_metrics,
     build_optimizer,
     build_projections,
     copied,
@@ -296,16 +297,14 @@ class MutualDistiller(tf_keras.Model):
         )
 
     def _build_metrics(self, given: Mapping[str, Any]) -> None:
-        """Makes metrics given by name now, see `tfdistill.fitting.build_optimizer`."""
         labels = label_shapes(given)
         if labels is None:
             return
         with self.distribute_strategy.scope():
             for member in self._parts.members:
                 (head,) = member.view.heads.values()
-                compiled = member.scorer.compiled_metrics
-                if not compiled.built:
-                    compiled.build(tf.TensorSpec([None, *head.shape]), labels)
+                predictions = tf.TensorSpec([None, *head.shape])
+                build_metrics(member.scorer.compiled_metrics, predictions, labels)
 
     def _steps(self, inputs: Any, labels: Any, sample_weight: Any, *, training: bool) -> list[Step]:
         said = [member.view(inputs, training=training) for member in self._parts.members]

@@ -146,7 +146,8 @@ def _config(source: Any) -> dict[str, Any]:
 
 def _known_name(name: str, get: Callable[[str], Any], kind: str) -> str:
     try:
-        found = get(name)
+        with tf.Graph().as_default():  # else the user's own would be called auc_1
+            found = get(name)
     except ValueError:
         found = name
     if isinstance(found, str):  # an unknown metric comes back as it was given
