@@ -11,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 def main(run_dir: str, pruning_epochs: int) -> None:
     import keras
     import numpy as np
+    import tf_keras
     from sklearn.datasets import load_digits
 
     import tfdistill as td
@@ -20,6 +21,7 @@ def main(run_dir: str, pruning_epochs: int) -> None:
     train, test = (images[:1200], raw.target[:1200]), (images[1200:], raw.target[1200:])
 
     keras.utils.set_random_seed(0)
+    tf_keras.backend.clear_session()  # in a test's own process, too, names are numbered from 0
     image = keras.Input((8, 8, 1), name="image")
     teacher = keras.Model(image, keras.layers.Dense(10)(keras.layers.Flatten()(image)))
     x = keras.layers.Conv2D(6, 3, use_bias=False)(image)

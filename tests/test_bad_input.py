@@ -221,6 +221,7 @@ def test_a_directory_with_other_things_in_it(run: Callable[..., Any], tmp_path: 
     assert _snapshot(tmp_path / "run") == {"thesis.txt": b"mine"}
 
 
+@pytest.mark.slow  # much like the one above, of a whole run
 def test_a_foreign_file_where_an_artifact_should_be(
     run: Callable[..., Any], tmp_path: Path
 ) -> None:

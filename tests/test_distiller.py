@@ -129,8 +129,15 @@ def _slope(function: Callable[[list[Array]], float], weights: list[Array]) -> li
     return slopes
 
 
-@pytest.mark.parametrize("label_loss_weight", [0.3, 0.0])
-@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize(
+    ("weighted", "label_loss_weight"),
+    [
+        (True, 0.3),
+        (False, 0.0),
+        pytest.param(True, 0.0, marks=pytest.mark.slow),
+        pytest.param(False, 0.3, marks=pytest.mark.slow),
+    ],
+)
 def test_logs_and_update_are_the_closed_form(weighted: bool, label_loss_weight: float) -> None:
     distiller = _distiller(
         perceptron(tf_keras, regularizer=tf_keras.regularizers.L2(0.02)),
@@ -183,7 +190,7 @@ def test_teacher_agreement_counts_every_example_once() -> None:
     ("library", "classes", "activation"),
     [
         (keras, 3, "softmax"),
-        (tf_keras, 1, "sigmoid"),
+        pytest.param(tf_keras, 1, "sigmoid", marks=pytest.mark.slow),
         pytest.param(keras, 1, "sigmoid", marks=pytest.mark.slow),
         pytest.param(tf_keras, 3, "softmax", marks=pytest.mark.slow),
     ],
@@ -620,8 +627,15 @@ def test_backup_and_restore_ends_in_the_weights_of_an_uninterrupted_run(
     _assert_equal(resumed.student.get_weights(), whole.student.get_weights())
 
 
-@pytest.mark.parametrize("weights_only", [True, False], ids=["weights", "whole"])
-@each_library
+@pytest.mark.parametrize(
+    ("library", "weights_only"),
+    [
+        (keras, True),
+        (tf_keras, False),
+        pytest.param(keras, False, marks=pytest.mark.slow),
+        pytest.param(tf_keras, True, marks=pytest.mark.slow),
+    ],
+)
 def test_model_checkpoint_writes_the_student_alone(
     library: Any, weights_only: bool, tmp_path: Path
 ) -> None:

@@ -118,7 +118,7 @@ def test_compiled_is_the_same(kind: str) -> None:
 
 # --- alone ---
 
-QUICK = (losses.FSP, losses.RelationalDistance, losses.AttentionScores)
+QUICK = (losses.AttentionScores,)
 EACH = [
     pytest.param(
         kind,

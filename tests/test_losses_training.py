@@ -102,7 +102,7 @@ def uneven(count: int) -> Any:
 
 @pytest.mark.parametrize(
     ("taught", "count"),
-    [((losses.DIST(0.0, 5.0),), 13), ((Similarity(),), 15)],
+    [((losses.DIST(0.0, 5.0),), 13), pytest.param((Similarity(),), 15, marks=pytest.mark.slow)],
     ids=["an empty replica", "features"],
 )
 def test_two_replicas_are_one(taught: Any, count: int, two_replicas: Any) -> None:
@@ -200,8 +200,15 @@ def logits_of_tagger(model: Any, numbers: Array) -> Array:
     return table[numbers] @ kernel + bias
 
 
-@pytest.mark.parametrize("activation", [None, "softmax"])
-@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    ("masked", "activation"),
+    [
+        (True, "softmax"),
+        (False, None),
+        pytest.param(True, None, marks=pytest.mark.slow),
+        pytest.param(False, "softmax", marks=pytest.mark.slow),
+    ],
+)
 def test_an_examples_losses_are_means_over_its_steps(masked: bool, activation: Any) -> None:
     numbers, labels = sentences()
     student = tagger(tf_keras, units=3, seed=0, activation=activation, mask_zero=masked)

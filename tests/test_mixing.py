@@ -284,9 +284,10 @@ def test_without_labels_the_teacher_is_enough() -> None:
     assert logs["loss"] == pytest.approx(np.mean(soft_targets(t, s, 4.0)), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [pytest.param(MIXUP, marks=pytest.mark.slow), CUTMIX],
+    [MIXUP, CUTMIX],
     ids=["mixup", "cutmix"],
 )
 def test_every_way_of_running_takes_the_same_steps(settings: Any) -> None:

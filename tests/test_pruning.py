@@ -404,7 +404,8 @@ def test_pruning_goes_on_from_the_weights_of_a_checkpoint(pattern: str) -> None:
         np.testing.assert_array_equal(weight.numpy(), expected.numpy(), err_msg=weight.name)
 
 
-@pytest.mark.parametrize("pattern", ["block", pytest.param("unstructured", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["block", "unstructured"])
 def test_two_replicas_prune_as_one_does(
     pattern: str, small_tf_keras_model: Any, digits: tuple[np.ndarray, np.ndarray]
 ) -> None:

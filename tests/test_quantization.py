@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,18 +127,21 @@ def before_relu(kernel: Any, activation: Any) -> Callable[[Any], Any]:
     return lambda inputs: head(activation(kernel(inputs)))
 
 
-@pytest.mark.parametrize(
-    "activation",
-    [
-        lambda: LAYERS.ReLU(),
-        lambda: LAYERS.ReLU(max_value=6.0),
-        lambda: LAYERS.Activation("relu"),
-    ],
-    ids=["ReLU", "ReLU6", "Activation"],
-)
-@pytest.mark.parametrize(
-    "kind", [LAYERS.Conv2D, LAYERS.Conv2DTranspose, LAYERS.DepthwiseConv2D, LAYERS.Dense]
-)
+def _each_activation() -> Iterator[Any]:
+    """Of each kind of layer before it one, the others with `make test-slow`."""
+    kinds = (LAYERS.Conv2D, LAYERS.Conv2DTranspose, LAYERS.DepthwiseConv2D, LAYERS.Dense)
+    activations = {
+        "ReLU": lambda: LAYERS.ReLU(),
+        "ReLU6": lambda: LAYERS.ReLU(max_value=6.0),
+        "Activation": lambda: LAYERS.Activation("relu"),
+    }
+    for place, kind in enumerate(kinds):
+        for other, (name, activation) in enumerate(activations.items()):
+            marks = [] if place % 3 == other else [pytest.mark.slow]
+            yield pytest.param(kind, activation, id=f"{kind.__name__}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("kind", "activation"), _each_activation())
 def test_the_hole_of_tfmot_is_closed(kind: Any, activation: Callable[[], Any]) -> None:
     size = {} if kind is LAYERS.Dense else {"kernel_size": 3}
     filters = {} if kind is LAYERS.DepthwiseConv2D else {"units" if not size else "filters": 4}
@@ -536,7 +539,7 @@ def remembering(inputs: Any) -> Any:
             [],
             "tfmot cannot wrap MultiHeadAttention as it is used",
         ),
-        (remembering, ["apart"], "named in `skip`"),
+        pytest.param(remembering, ["apart"], "named in `skip`", marks=pytest.mark.slow),
         (
             lambda x: LAYERS.EinsumDense("abc,cd->abd", [4, 5], name="apart")(over_time(x)),
             [],

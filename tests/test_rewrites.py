@@ -221,6 +221,7 @@ _ALIKE = (
     *("after two readers", "after dense", "over past time", "separable over time", "frames"),
     *("swish in a layer", "hard sigmoid", "sum of three", "steps of steps", "separable"),
     *("squeeze, hard", "after transposed", "a model at each step", "over time"),
+    *("after a sum", "gelu in a layer", "normalization", "dense at each step"),
 )
 
 
@@ -304,6 +305,7 @@ _TEXT_ALIKE = (
     "simple",
     "causal",
     "encoder",
+    "masked",
 )  # much like the others
 
 
@@ -686,14 +688,10 @@ def test_what_is_frozen_inside_of_a_wrapper_stays_frozen() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frozen", "dropout"),  # with dropout it stays a loop
-    [
-        pytest.param("forward", 0.0, marks=pytest.mark.slow),
-        pytest.param("backward", 0.0, marks=pytest.mark.slow),
-        ("forward", 0.1),
-        pytest.param("backward", 0.1, marks=pytest.mark.slow),
-    ],
+    [("forward", 0.0), ("backward", 0.0), ("forward", 0.1), ("backward", 0.1)],
 )
 def test_a_frozen_half_of_both_ways_stays_frozen(frozen: str, dropout: float) -> None:
     def body(words: Any) -> Any:
@@ -781,12 +779,15 @@ ALONE: dict[str, Body] = {
 }
 
 
+_ALIKE_ALONE = ("attention", "cumulative", "images", "penalized", "states")
+
+
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param(
             name,
-            marks=[pytest.mark.slow] if name in ("cumulative", "penalized", "states") else [],
+            marks=[pytest.mark.slow] if name in _ALIKE_ALONE else [],
         )
         for name in ALONE
     ],

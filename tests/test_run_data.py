@@ -78,7 +78,11 @@ def _read(data: RunData, start: int, finished: int, epochs: int) -> list[list[fl
 
 @pytest.mark.parametrize(
     ("make", "steps"),
-    [(_shuffled, None), (_endless, 2), (_shuffled, 2)],
+    [
+        (_shuffled, None),
+        (_endless, 2),
+        pytest.param(_shuffled, 2, marks=pytest.mark.slow),
+    ],
     ids=["finite", "endless", "repeated"],
 )
 def test_a_resumed_stage_reads_what_an_uninterrupted_one_reads(make: Any, steps: int) -> None:

@@ -59,7 +59,10 @@ def _furthest(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
 
 @pytest.mark.parametrize(
     ("losses", "library"),
-    [([SoftTargets(3.0), LogitsMSE(0.1)], keras), ([SoftTargets(3.0), HINT], tf_keras)],
+    [
+        pytest.param([SoftTargets(3.0), LogitsMSE(0.1)], keras, marks=pytest.mark.slow),
+        ([SoftTargets(3.0), HINT], tf_keras),
+    ],
     ids=["logits", "hint"],
 )
 def test_float32_targets_end_in_the_weights_of_live_training(

@@ -541,7 +541,7 @@ def test_losses_of_labels_and_exits_read_those_of_their_output() -> None:
         silent.fit(inputs, without, verbose=0)
 
 
-@pytest.mark.parametrize("stage", ["pruned", "quantized"])
+@pytest.mark.parametrize("stage", [pytest.param("pruned", marks=pytest.mark.slow), "quantized"])
 def test_a_student_inside_of_tfmots_wrappers_learns_all_outputs(stage: str) -> None:
     inputs, labels, _ = data(60)
     prune = tfmot.sparsity.keras

@@ -263,7 +263,13 @@ FAILURES: dict[str, tuple[Callable[[Any], Any], str, type[Exception] | None]] = 
 @pytest.mark.parametrize(
     "eager", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "eager"]
 )
-@pytest.mark.parametrize("kind", FAILURES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if place % 2 else [])
+        for place, kind in enumerate(FAILURES)
+    ],
+)
 def test_failure_of_fit_is_named_with_its_batch(kind: str, eager: bool) -> None:
     answer, received, cause = FAILURES[kind]
     inputs, labels, _ = examples()

@@ -129,9 +129,8 @@ def _step_by_hand(student: Any, inputs: Array, labels: Array, known: Array) -> N
 alike: Any = partial(pytest.param, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(
-    "way", ["two replicas", alike("jit_compile"), alike("steps_per_execution")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["two replicas", "jit_compile", "steps_per_execution"])
 def test_every_way_of_running_is_the_same(way: str, two_replicas: Any) -> None:
     inputs, labels, sample_weight = examples(15)
     rows = tf.data.Dataset.from_tensor_slices((inputs, np.where(KNOWN, labels, -1), sample_weight))
