@@ -141,7 +141,7 @@ def _each_activation() -> Iterator[Any]:
             yield pytest.param(kind, activation, id=f"{kind.__name__}-{name}", marks=marks)
 
 
-@pytest.mark.parametrize(("kind", "activation"), _each_activation())
+@pytest.mark.parametrize(("kind", "activation"), [*_each_activation()])
 def test_the_hole_of_tfmot_is_closed(kind: Any, activation: Callable[[], Any]) -> None:
     size = {} if kind is LAYERS.Dense else {"kernel_size": 3}
     filters = {} if kind is LAYERS.DepthwiseConv2D else {"units" if not size else "filters": 4}
