@@ -75,8 +75,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (
                 "run.json",
                 "targets/train/targets.json",
-                "distillation/stage.json",
                 "distillation/checkpoint-000002.json",
+                "distillation/stage.json",
                 "baseline/checkpoint-000003.json",
                 "pruning/checkpoint-000002.json",
                 "artifacts/student_int8.tflite",
