@@ -323,7 +323,7 @@ class Distiller(tf_keras.Model):
             if self.adversarial is None:
                 step = step_on(inputs)
             else:
-                step, total = self.adversarial.total(step_on, inputs, tape)
+                step, total = self.adversarial.total(step_on, inputs, tape, self.optimizer)
                 step = step._replace(total=total)
             replicas = self.distribute_strategy.num_replicas_in_sync
             loss = share_of_mean(step.total, replicas) + step.regularization / replicas
