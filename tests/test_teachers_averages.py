@@ -243,8 +243,7 @@ def branches() -> Any:
 def recurrent() -> Any:
     layers = tf_keras.layers
     steps = layers.Input([STEPS, 4])
-    hidden = layers.LSTM(3, name="floating", return_sequences=True)(steps)
-    outputs = layers.Dense(3)(layers.Bidirectional(layers.GRU(3))(hidden))
+    outputs = layers.Dense(3)(layers.LSTM(3, name="floating")(steps))
     return with_random_weights(tf_keras.Model(steps, outputs), 0)
 
 
