@@ -86,6 +86,41 @@ def test_loss_and_update_are_the_closed_form() -> None:
         np.testing.assert_allclose(after, weights[place] - 0.05 * slope, rtol=0, atol=5e-6)
 
 
+def in_mixed_precision(**settings: Any) -> Any:
+    tf_keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        return perceptron(tf_keras, **settings)
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+
+
+def test_slopes_that_are_nothing_in_float16_move_inputs_all_the_same() -> None:
+    inputs, labels, _ = examples(classes=3)
+    sample_weight = np.full(15, 5e-9, np.float32)
+    weights = perceptron(tf_keras).get_weights()
+    teacher = logits_of(perceptron(keras, units=7, seed=1).get_weights(), inputs)
+    slopes = slopes_at_inputs(weights, inputs, labels, teacher)
+    assert 5e-9 * np.abs(slopes).max() < 2.0**-25  # float16 rounds that to 0
+    plain = totals(weights, inputs, labels, teacher)
+    moved = totals(weights, inputs + 0.3 * np.sign(slopes), labels, teacher)
+    assert moved.mean() > 1.2 * plain.mean()
+    distiller = make(td.Adversarial(0.3), in_mixed_precision())
+    logs = distiller.train_on_batch(inputs, labels, sample_weight, return_dict=True)
+    expected = 5e-9 * np.mean(0.5 * plain + 0.5 * moved)
+    assert logs["loss"] == pytest.approx(expected, rel=1e-2)
+
+
+def test_slopes_that_are_infinite_in_float16_leave_batch_statistics_finite() -> None:
+    inputs, labels, _ = examples(classes=3)
+    distiller = make(student=in_mixed_precision(normalized=True))
+    before = distiller.student.get_weights()
+    distiller.train_on_batch(inputs, labels, np.full(15, 1e9, np.float32))
+    after = distiller.student.get_weights()
+    assert distiller.optimizer.loss_scale < 2**15  # the step was left out
+    np.testing.assert_array_equal(after[0], before[0])
+    assert all(np.isfinite(weight).all() for weight in after)
+
+
 def test_evaluation_is_of_unmoved_inputs() -> None:
     inputs, labels, _ = examples(classes=3)
     ours, theirs = (

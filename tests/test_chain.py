@@ -17,7 +17,10 @@ from tfdistill import losses
 from tfdistill._keras import keras, tf_keras
 from tfdistill.data.batches import shuffled
 from tfdistill.errors import DataError, ModelError, SettingError
+from tfdistill.pipeline import Result
+from tfdistill.report import Report, Row
 from tfdistill.runs.stage import Stage
+from tfdistill.terminal import Terminal
 
 INPUTS, LABELS, _ = examples(60)
 TRAIN = (INPUTS, LABELS)
@@ -175,6 +178,62 @@ def test_generations_may_each_have_settings_of_their_own(tmp_path: Path) -> None
     assert len(prints) == 3
     together = td.teachers.Ensemble([result.student for result in results])
     assert len(together.names) == 3
+
+
+def test_each_student_is_taught_by_the_trained_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with which settings; what a run makes of them the slow tests see."""
+    runs: list[tuple[Any, ...]] = []
+    checks: list[tuple[Any, ...]] = []
+
+    def check(pipeline: Any, student: Any, who: Any) -> None:
+        assert not runs
+        checks.append((pipeline, student, who))
+
+    def remember(pipeline: Any, student: Any, who: Any, train: Any, **settings: Any) -> Result:
+        runs.append((pipeline, student, who, train, settings))
+        accuracies = {"distilled": 0.1, "pruned": 0.2, "quantized": 0.3}
+        rows = [Row("teacher", "teacher", accuracy=0.1 * len(runs))]
+        rows += [Row(n, "stage", accuracy=0.1 * len(runs) + a / 10) for n, a in accuracies.items()]
+        return Result(f"trained {len(runs)}", {}, Report("run", tuple(rows)))
+
+    monkeypatch.setattr(td.Pipeline, "check", check)
+    monkeypatch.setattr(td.Pipeline, "run", remember)
+    tables: list[Any] = []
+    monkeypatch.setattr(Terminal, "rows", lambda terminal, table: tables.append(table))
+    whole = dataclasses.replace(PIPELINE, quantization=td.Quantization(), seed=4)
+    given: dict[str, Any] = {
+        "validation": TRAIN,
+        "test": TRAIN,
+        "steps_per_epoch": 3,
+        "data_name": "birds",
+    }
+    given |= {"augment": td.RandomShiftAndFlip(), "verbose": 0}
+    network, who = perceptron(keras, units=4), teacher()
+    makes = iter("abc")
+    results = td.distill_in_turn(
+        [network] * 3, who, lambda: next(makes), pipeline=whole, run_dir=tmp_path, **given
+    )
+    pipelines, taught, teachers, trains, settings = zip(*runs, strict=True)
+    assert [result.student for result in results] == ["trained 1", "trained 2", "trained 3"]
+    assert teachers == (who, "trained 1", "trained 2")
+    assert taught == (network,) * 3
+    assert trains == ("a", "b", "c")
+    for number, each in enumerate(settings, start=1):
+        assert each == {**given, "run_dir": tmp_path / f"student_{number}"}
+    between = dataclasses.replace(
+        whole,
+        pruning=None,
+        quantization=None,
+        baseline=False,
+        export=td.Export(formats=(), label_names=("one", "two", "three")),
+    )
+    assert pipelines == (between, between, whole)
+    assert checks == [*zip(pipelines, [network] * 3, [who, network, network], strict=True)]
+    ((header, *rows),) = tables
+    assert [row[0] for row in rows] == ["teacher", "student_1", "student_2", "student_3"]
+    assert [row[1] for row in rows] == ["10.00%", "12.00%", "22.00%", "32.00%"], header
 
 
 # --- refused ---

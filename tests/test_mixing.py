@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,15 @@ from networks import convolutional, encoder, examples, logits_of, perceptron
 from scipy import stats
 
 import tfdistill as td
-from tfdistill import losses, mixing
+from tfdistill import losses, mixing, stages
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import DataError, ModelError, SettingError
 from tfdistill.labels import Labels
 from tfdistill.losses.base import Taught
 from tfdistill.runs.fingerprint import fingerprint
 from tfdistill.runs.stage import Stage
-from tfdistill.stages import distiller_of
+from tfdistill.stages import Student, distiller_of
+from tfdistill.teaching import _why_not
 
 LABEL_LOSS = "sparse_categorical_crossentropy"
 ANY: Any = td.Mixup
@@ -315,6 +318,30 @@ def test_two_replicas_train_an_uneven_batch(two_replicas: Any) -> None:
 
 
 # --- in a pipeline ---
+
+
+def test_each_stage_and_each_seed_has_a_seed_of_its_own() -> None:
+    """Whether a run mixes with them a slow test sees."""
+    given = Student(perceptron(tf_keras), stage="given", fingerprint="")
+    other = type(MIXUP)(MIXUP.alpha, seed=4)
+    made: list[Any] = []
+    for seed, settings in ((0, MIXUP), (1, MIXUP), (0, other)):
+        context: Any = SimpleNamespace(
+            teacher=perceptron(keras, seed=1),
+            distillation=td.Distillation(mixing=settings),
+            steps_per_epoch=1,
+            seed=seed,
+        )
+        for before in (given, dataclasses.replace(given, stage="distillation")):
+            made.append(stages._distiller(context, before.model, before, 1).mixing)
+    assert len({each.seed for each in made}) == 6
+    assert {each.alpha for each in made} == {0.7}
+
+
+def test_no_targets_are_stored_for_mixed_examples() -> None:
+    asked = td.Distillation(mixing=MIXUP)
+    data: Any = None  # is not looked at
+    assert _why_not(asked, data, views=1, epochs=5) == "Mixup makes other examples at each step"
 
 
 def run(run_dir: Path, epochs: int = 3, settings: Any = MIXUP, **more: Any) -> Any:

@@ -17,6 +17,8 @@ from tfdistill import losses
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.evaluation import evaluate
+from tfdistill.runs.fingerprint import fingerprint
+from tfdistill.teachers import Nobody, identity_of_teacher
 
 LABEL_LOSS = "sparse_categorical_crossentropy"
 MADE_UP = losses.VirtualTeacher(0.9, 5.0, weight=0.5)
@@ -131,6 +133,13 @@ def test_nobody_is_no_member_of_an_ensemble_and_has_nothing_to_store(tmp_path: P
         r"=True, teacher=None",
     ):
         td.Pipeline(distillation=asked).check(perceptron(keras), None)
+
+
+def test_nobody_is_the_same_in_each_run_and_nobody_else() -> None:
+    student = perceptron(tf_keras)
+    given = (Nobody(), Nobody(), perceptron(keras, units=7, seed=1))
+    prints = [fingerprint(identity_of_teacher(each, student)) for each in given]
+    assert prints[0] == prints[1] != prints[2]
 
 
 # --- in a pipeline ---

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from networks import examples, perceptron
+from networks import STEPS, examples, perceptron, wide, with_random_weights
 
 import tfdistill as td
 from tfdistill import losses
 from tfdistill._keras import keras, tf, tf_keras, tfmot
 from tfdistill.errors import ModelError, SettingError
+from tfdistill.quantization import quantize, quantized_kernels
+from tfdistill.quantizers import copy_quantized
 
 # Keras 3 saves and loads variables through NumPy's older protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -152,6 +154,127 @@ def test_a_pruned_student_is_followed_without_its_wrappers() -> None:
     np.testing.assert_allclose(averaged(inputs), student(inputs), rtol=1e-5, atol=1e-6)
 
 
+# --- of a student that simulates 8-bit arithmetic ---
+
+
+def in_8_bits(student: Any, **settings: Any) -> Any:
+    return quantize(student, td.Quantization(**settings), sparse=True).model
+
+
+QUANTIZED = {"ours": in_8_bits, "tfmot's": tfmot.quantization.keras.quantize_model}
+
+
+def ranges_of(model: Any, *, of_kernels: bool) -> dict[str, Any]:
+    return {
+        weight.name: np.array(weight)
+        for layer in model.layers
+        for weight in layer.weights
+        if weight.name.endswith(("_min:0", "_max:0")) and ("kernel" in weight.name) == of_kernels
+    }
+
+
+@pytest.mark.parametrize("whose", QUANTIZED)
+def test_the_average_of_a_quantized_student_is_rounded_anew(whose: str) -> None:
+    """Its kernels, which become smaller, in ranges of its own; the rest in the student's."""
+    inputs, labels, _ = examples(40)
+    student = perceptron(tf_keras)
+    student.get_layer("logits").kernel_regularizer = tf_keras.regularizers.L2(2.0)
+    student, remember = QUANTIZED[whose](student), Remember()
+    (place,) = (i for i, w in enumerate(student.weights) if w.name == "logits/kernel:0")
+    expected = wide([student.get_weights()[place]])[0]
+    distiller = following(student, 0.8)
+    distiller.fit(inputs, labels, batch_size=4, verbose=0, callbacks=[remember])
+    for step, weights in enumerate(remember.seen, start=1):
+        share = min(0.8, 1 - 1 / (step + 1))
+        expected = share * expected + (1 - share) * weights[place]
+    averaged = distiller.averaged_student
+    kernel = averaged.get_weights()[place]
+    np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-6)
+    largest = np.abs(expected).max()
+    assert largest > 1.2 * np.abs(remember.seen[-1][place]).max()  # it would be clipped
+    of_kernel = ranges_of(averaged, of_kernels=True)["quant_logits/kernel_max:0"]
+    np.testing.assert_allclose(of_kernel, largest, rtol=1e-4)
+    rounded = quantized_kernels(averaged)["logits"]
+    np.testing.assert_allclose(rounded, expected, rtol=0, atol=0.51 * largest / 127)
+
+    theirs = ranges_of(student, of_kernels=False)
+    ours = ranges_of(averaged, of_kernels=False)
+    assert len(ours) == len(theirs) > 5
+    for one, other in zip(ours.values(), theirs.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert abs(one) != 6
+    logits = np.array(averaged(inputs))
+    (low,), (high,) = (
+        [v for n, v in ours.items() if n.endswith(f"ation_{m}:0")][-1:] for m in ("min", "max")
+    )
+    steps = logits / ((high - low) / 255)
+    np.testing.assert_allclose(steps, np.round(steps), rtol=0, atol=1e-2)
+    assert [w.trainable for w in averaged.weights] == [w.trainable for w in student.weights]
+    assert len(averaged.trainable_weights) == len(student.trainable_weights) == 4
+
+
+def test_in_the_first_step_it_is_not_clipped_to_ranges_that_nobody_knows() -> None:
+    inputs, labels, _ = examples(40)
+    student = in_8_bits(perceptron(tf_keras))
+    distiller = td.Distiller(student, td.teachers.MovingAverage(0.8), [losses.LogitsMSE()], 0.0)
+    distiller.compile(tf_keras.optimizers.SGD(0.0), LABEL_LOSS)
+    first, second = (
+        distiller.train_on_batch(30 * inputs, labels, return_dict=True)["logits_mse"]
+        for _ in range(2)
+    )
+    spread = float(np.var(student(30 * inputs)))
+    assert 0 < first < 1e-3 * spread
+    assert second <= 1e-9 * spread
+
+
+def branches() -> Any:
+    """A kernel with its normalization, ranges that are joined, a frozen layer, a shared one."""
+    layers = tf_keras.layers
+    image = layers.Input([6, 6, 1])
+    hidden = layers.Conv2D(4, 3, use_bias=False)(image)
+    hidden = layers.ReLU()(layers.BatchNormalization()(hidden))
+    shared = layers.Conv2D(4, 1, activation="relu")
+    hidden = layers.Concatenate()([hidden, shared(shared(hidden))])
+    hidden = layers.Dense(5, activation="tanh", trainable=False)(layers.Flatten()(hidden))
+    outputs = layers.Dense(3, activation="softmax")(hidden)
+    return with_random_weights(tf_keras.Model(image, outputs), 0)
+
+
+def recurrent() -> Any:
+    layers = tf_keras.layers
+    steps = layers.Input([STEPS, 4])
+    outputs = layers.Dense(3)(layers.LSTM(3, name="floating")(steps))
+    return with_random_weights(tf_keras.Model(steps, outputs), 0)
+
+
+@pytest.mark.parametrize(("student", "skip"), [(branches, []), (recurrent, ["floating"])])
+def test_a_copy_of_a_quantized_model_is_its_equal(student: Any, skip: list[str]) -> None:
+    """With zeros that stay zeros, and when it goes on to be trained."""
+    model = student()
+    for layer in model.layers:
+        weights = layer.get_weights()
+        layer.set_weights([np.where(np.abs(w) < 0.5, 0, w) if w.ndim > 1 else w for w in weights])
+    model = in_8_bits(model, skip=skip)
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(size=[8, *model.input_shape[1:]]).astype(np.float32) for _ in range(3)]
+    model(batches[0], training=True)
+    copy = copy_quantized(model)
+    assert not {id(weight) for weight in copy.weights} & {id(weight) for weight in model.weights}
+    for training in (False, True, False):
+        ours, theirs = (each(batches[1], training=training) for each in (copy, model))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    for each in (copy, model):
+        each.compile(tf_keras.optimizers.SGD(0.1), "mse")
+        each.fit(batches[2], np.ones([8, 3]), verbose=0)
+    assert len(copy.trainable_weights) == len(model.trainable_weights)
+    for ours, theirs in zip(copy.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    zeros = {name: kernel == 0 for name, kernel in quantized_kernels(model).items()}
+    assert any(each.mean() > 0.1 for each in zeros.values())
+    for name, kernel in quantized_kernels(copy).items():
+        np.testing.assert_array_equal(kernel == 0, zeros[name])
+
+
 def test_the_lines_of_the_methods_page_run() -> None:
     page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
     lines = page.split("run by tests/test_teachers_averages.py. -->\n```python\n")[1]
@@ -174,9 +297,6 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
         td.Pipeline().check(perceptron(tf_keras), average)
     with pytest.raises(ModelError, match="`teacher` must know by itself what it says"):
         td.store_targets(average, (inputs, labels), tmp_path / "targets")
-    quantized = tfmot.quantization.keras.quantize_model(perceptron(tf_keras))
-    with pytest.raises(ModelError, match="`student` must not be quantized, for its moving average"):
-        td.Distiller(quantized, average, TAUGHT)
     distiller = td.Distiller(perceptron(tf_keras), perceptron(keras, seed=1), TAUGHT)
     with pytest.raises(ModelError, match=r"must be a td\.teachers\.MovingAverage, for the student"):
         _ = distiller.averaged_student

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tfdistill._keras import tf
+from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import DataError, SettingError
 from tfdistill.settings import is_number, settings
 from tfdistill.tasks import Steps
@@ -73,13 +73,16 @@ class Adversarial:
                 )
             object.__setattr__(self, "bounds", (float(given[0]), float(given[1])))
 
-    def total(self, step: Callable[[Any], Steps], inputs: Any, tape: Any) -> tuple[Steps, Any]:
+    def total(
+        self, step: Callable[[Any], Steps], inputs: Any, tape: Any, optimizer: Any
+    ) -> tuple[Steps, Any]:
         """The step on the inputs as they are, and the total loss of these and the moved ones.
 
         Args:
             step: Of inputs, one forward pass of the student with its losses.
             inputs: Tensors `[batch, ...]`, in any structure; only floats are moved.
             tape: Of the gradient to the weights; the moving itself is not recorded.
+            optimizer: Of the student; one that scales the loss is asked by how much.
 
         Returns:
             The step, and `[batch]`.
@@ -99,7 +102,10 @@ class Adversarial:
         with tf.GradientTape() as at_inputs:
             at_inputs.watch(moving)
             unmoved = step(inputs)
-            reached = tf.reduce_sum(unmoved.total)
+            # The mean, as it is for the weights: the scale is one that suits its gradient.
+            reached = tf.reduce_mean(unmoved.total)
+            if isinstance(optimizer, tf_keras.mixed_precision.LossScaleOptimizer):
+                reached = optimizer.get_scaled_loss(reached)
         with tape.stop_recording():
             slopes = at_inputs.gradient(reached, moving, unconnected_gradients="zero")
             for place, slope in zip(floats, slopes, strict=True):
@@ -108,6 +114,9 @@ class Adversarial:
         return unmoved, (1.0 - self.weight) * unmoved.total + self.weight * moved.total
 
     def _moved(self, values: Any, slope: Any) -> Any:
+        # Where the loss is scaled by too much, the optimizer leaves the step out; but not what
+        # layers with batch statistics would make of inputs that are no numbers.
+        slope = tf.where(tf.math.is_nan(slope), tf.zeros_like(slope), slope)
         moved = values + tf.cast(self.epsilon, values.dtype) * tf.sign(slope)
         return moved if self.bounds is None else tf.clip_by_value(moved, *self.bounds)
 

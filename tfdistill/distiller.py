@@ -13,7 +13,6 @@ import numpy as np
 from tfdistill import bridge
 from tfdistill._keras import tf, tf_keras
 from tfdistill.adversarial import Adversarial, check_adversarial
-from tfdistill.bridge.layer_configs import copy_model
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.fitting import (
     arguments_of,
@@ -186,7 +185,9 @@ class Distiller(tf_keras.Model):
 
     @property
     def averaged_student(self) -> Any:
-        """The student with averaged weights, in the Keras it was given in, without wrappers.
+        """The student with averaged weights, in the Keras it was given in.
+
+        Without the wrappers of pruned layers, but with those that simulate 8-bit arithmetic.
 
         Raises:
             ModelError: The teacher is no `td.teachers.MovingAverage`, and has none in it.
@@ -197,10 +198,10 @@ class Distiller(tf_keras.Model):
                 received=type(self._parts.teacher).__name__,
                 hint="Give it as teacher, or as a member of a td.teachers.Ensemble.",
             )
-        averaged = self._averages[0]
+        averaged = self._parts.teacher.followers[0].taken_out()
         if self._parts.original is not None:
             return bridge.rebuild_keras3(self._parts.original, averaged)
-        return copy_model(averaged)
+        return averaged
 
     @property
     def projection_weights(self) -> dict[str, np.ndarray]:
@@ -323,7 +324,7 @@ class Distiller(tf_keras.Model):
             if self.adversarial is None:
                 step = step_on(inputs)
             else:
-                step, total = self.adversarial.total(step_on, inputs, tape)
+                step, total = self.adversarial.total(step_on, inputs, tape, self.optimizer)
                 step = step._replace(total=total)
             replicas = self.distribute_strategy.num_replicas_in_sync
             loss = share_of_mean(step.total, replicas) + step.regularization / replicas

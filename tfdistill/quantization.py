@@ -20,6 +20,7 @@ from tfdistill.quantizers import (
     FloatConfig,
     KernelQuantizer,
     RangeQuantizer,
+    freeze,
     join_ranges,
     own_ranges,
     without_wrapper,
@@ -366,16 +367,7 @@ def _restore(model: Any, quantized: Any) -> None:
             if isinstance(inner, tf_keras.layers.BatchNormalization) and origin.synchronized:
                 inner.synchronized, inner.fused = True, False
         if inner is not layer:
-            _freeze(layer, inner)
-
-
-def _freeze(wrapper: Any, layer: Any) -> None:
-    """Takes what is frozen in a layer out of the weights that tfmot's wrapper trains."""
-    frozen = {id(weight) for weight in layer.non_trainable_weights}
-    given = [*wrapper._trainable_weights]
-    moved = [weight for weight in given if not layer.trainable or id(weight) in frozen]
-    wrapper._non_trainable_weights.extend(moved)
-    wrapper._trainable_weights[:] = [w for w in given if all(w is not each for each in moved)]
+            freeze(layer, inner)
 
 
 def _without_quantizer(model: Any) -> dict[str, str]:

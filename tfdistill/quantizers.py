@@ -7,10 +7,12 @@ overflows when the model is exported.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
-from tfdistill._keras import tf, tfmot, tfmot_internal
+from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
+from tfdistill.bridge.layer_configs import clone_tf_keras_layer
 from tfdistill.pruning import prunable_weights
 
 _Quantizer: Any = tfmot.quantization.keras.quantizers.Quantizer
@@ -18,8 +20,8 @@ _OutputConfig: Any = tfmot_internal(
     "quantization.keras.default_8bit.default_8bit_quantize_configs"
 ).Default8BitOutputQuantizeConfig
 
-_InputQuantizer: Any = tfmot_internal("quantization.keras.quantize_layer").QuantizeLayer
-_Wrapper: Any = tfmot_internal("quantization.keras.quantize_wrapper").QuantizeWrapper
+InputQuantizer: Any = tfmot_internal("quantization.keras.quantize_layer").QuantizeLayer
+QuantizeWrapper: Any = tfmot_internal("quantization.keras.quantize_wrapper").QuantizeWrapper
 
 # LiteRT computes these with one range for all inputs and the output. Where they were trained
 # with several, its converter takes one of them and clips to it.
@@ -108,6 +110,16 @@ class KernelQuantizer(_Quantizer):
         return {"per_channel": self._per_channel, "keep_zeros": self._keep_zeros}
 
 
+def is_known(weights: Any) -> tf.Tensor:
+    """Whether a batch has been seen for a range.
+
+    Args:
+        weights: What the `build` of its quantizer gave.
+    """
+    low, high = weights["min_var"], weights["max_var"]
+    return tf.logical_or(tf.not_equal(low, -_UNKNOWN), tf.not_equal(high, _UNKNOWN))
+
+
 Range = tuple["RangeQuantizer", dict[str, Any]]  # and what its `build` gave
 
 
@@ -145,8 +157,7 @@ class RangeQuantizer(_Quantizer):
             if self._all_seen:
                 smallest, largest, decay = tf.minimum(smallest, low), tf.maximum(largest, high), 0.0
             else:
-                known = tf.logical_or(tf.not_equal(low, -_UNKNOWN), tf.not_equal(high, _UNKNOWN))
-                decay = tf.where(known, _DECAY, 0.0)
+                decay = tf.where(is_known(weights), _DECAY, 0.0)
                 if self._called_again:
                     smallest = tf.minimum(smallest, decay * low + (1.0 - decay) * smallest)
                     largest = tf.maximum(largest, decay * high + (1.0 - decay) * largest)
@@ -191,22 +202,24 @@ class FloatConfig(_OutputConfig):
     def __init__(self, layer: Any, *, quantize_output: bool, keep_zeros: bool) -> None:
         super().__init__(quantize_output)
         kernels = prunable_weights(layer) if keep_zeros else []
-        self._places = [  # in the layer, or in its cell
-            (module, attribute)
-            for module in layer._flatten_layers()
+        self._places = [  # in the layer, or in its cell; by number, for a copy has them, too
+            (number, attribute)
+            for number, module in enumerate(layer._flatten_layers())
             for attribute, value in vars(module).items()
             if any(value is kernel for kernel in kernels)
         ]
 
     def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
         """The kernels to put into the layer changed, and what changes them."""
-        kernels = [getattr(module, attribute) for module, attribute in self._places]
+        modules = [*layer._flatten_layers()]
+        kernels = [getattr(modules[number], attribute) for number, attribute in self._places]
         return [(kernel, _KeepZeros(kernel)) for kernel in kernels]
 
     def set_quantize_weights(self, layer: Any, quantize_weights: Any) -> None:
         """Puts them into the layer."""
-        for (module, attribute), kernel in zip(self._places, quantize_weights, strict=True):
-            setattr(module, attribute, kernel)
+        modules = [*layer._flatten_layers()]
+        for (number, attribute), kernel in zip(self._places, quantize_weights, strict=True):
+            setattr(modules[number], attribute, kernel)
 
     def get_output_quantizers(self, layer: Any) -> list[Any]:
         """One, or none."""
@@ -215,7 +228,61 @@ class FloatConfig(_OutputConfig):
 
 def without_wrapper(layer: Any) -> Any:
     """The layer that tfmot has wrapped, or the layer itself; other wrappers stay around theirs."""
-    return layer.layer if isinstance(layer, _Wrapper) else layer
+    return layer.layer if isinstance(layer, QuantizeWrapper) else layer
+
+
+def freeze(wrapper: Any, layer: Any) -> None:
+    """Takes what is frozen in a layer out of the weights that tfmot's wrapper trains.
+
+    Args:
+        wrapper: Changed in place.
+        layer: What it wraps.
+    """
+    frozen = {id(weight) for weight in layer.non_trainable_weights}
+    given = [*wrapper._trainable_weights]
+    moved = [weight for weight in given if not layer.trainable or id(weight) in frozen]
+    wrapper._non_trainable_weights.extend(moved)
+    wrapper._trainable_weights[:] = [w for w in given if all(w is not each for each in moved)]
+
+
+def copy_quantized(model: Any) -> Any:
+    """A copy with its own layers and the same weights, ranges and zeros that stay.
+
+    Args:
+        model: Functional tf_keras model of tfmot's quantization-aware training; stays as it is.
+    """
+
+    def copied(layer: Any) -> Any:
+        if isinstance(layer, InputQuantizer):
+            return type(layer)(_own(layer.quantizer), name=layer.name)
+        if not isinstance(layer, QuantizeWrapper):
+            return clone_tf_keras_layer(layer, layer.name, {})
+        inner = clone_tf_keras_layer(layer.layer, layer.layer.name, {})
+        inner.build_from_config(layer.layer.get_build_config())  # as tfmot wraps it: then kernels
+        config = copy.copy(layer.quantize_config)  # come in the same order
+        if hasattr(config, "activation_quantizer"):
+            config.activation_quantizer = _own(config.activation_quantizer)
+        return type(layer)(inner, config, name=layer.name)
+
+    with tfmot.quantization.keras.quantize_scope():
+        made = tf_keras.models.clone_model(model, clone_function=copied)
+    for ours, theirs in zip(made.layers, model.layers, strict=True):
+        if isinstance(theirs, QuantizeWrapper):
+            frozen = {id(weight) for weight in theirs.layer.non_trainable_weights}
+            if not any(id(weight) in frozen for weight in theirs._trainable_weights):
+                freeze(ours, ours.layer)
+            for (*_, own), (*_, known) in zip(ours._weight_vars, theirs._weight_vars, strict=True):
+                own |= {name: value for name, value in known.items() if name == "mask"}
+        ours.set_weights(theirs.get_weights())
+    if any(isinstance(each, RangeQuantizer) for one in model.layers for each, _ in own_ranges(one)):
+        join_ranges(made)
+    return made
+
+
+def _own(quantizer: Any) -> Any:
+    """One of a copy's own: it remembers the ranges that it is joined with."""
+    ours = isinstance(quantizer, RangeQuantizer)
+    return RangeQuantizer(**quantizer.get_config()) if ours else quantizer
 
 
 def join_ranges(model: Any) -> None:
@@ -225,7 +292,7 @@ def join_ranges(model: Any) -> None:
         model: From tfmot's `quantize_apply`; changed in place.
     """
     for layer in model.layers:
-        if isinstance(layer, _InputQuantizer):
+        if isinstance(layer, InputQuantizer):
             layer.quantizer = RangeQuantizer(all_seen=True)
         if type(without_wrapper(layer)).__name__ in _ONE_RANGE_FOR_ALL:
             _join([*_ranges_before(layer), *own_ranges(layer)])
@@ -243,7 +310,7 @@ def _ranges_before(layer: Any) -> list[Range]:
 
 def own_ranges(layer: Any) -> list[Range]:
     """The range of a layer's output, if it is rounded to one."""
-    if isinstance(layer, _InputQuantizer):
+    if isinstance(layer, InputQuantizer):
         return [(layer.quantizer, layer.quantizer_vars)]
     if getattr(layer, "_output_quantizers", ()):
         return [(layer._output_quantizers[0], layer._output_quantizer_vars)]

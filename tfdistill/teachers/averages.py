@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tfdistill._keras import tf, tfmot_internal
+from tfdistill._keras import tf, tf_keras
 from tfdistill.bridge.layer_configs import copy_model
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.heads import output_names
+from tfdistill.pruning import PruneLowMagnitude
+from tfdistill.quantizers import InputQuantizer, QuantizeWrapper, copy_quantized, is_known
 from tfdistill.settings import is_number
 from tfdistill.teachers.base import Asked, GivenTeacher, Teacher, checked_name
 from tfdistill.teachers.models import ModelTeacher
-
-_Pruned: Any = tfmot_internal("sparsity.keras.pruning_wrapper").PruneLowMagnitude
-_Quantized: Any = tfmot_internal("quantization.keras.quantize_wrapper").QuantizeWrapper
 
 
 class MovingAverage(GivenTeacher):
@@ -23,9 +22,10 @@ class MovingAverage(GivenTeacher):
     After each step `a = decay * a + (1 - decay) * w` for each weight `w` of the student and that
     of the teacher, `a`; in the first steps with `1 - 1 / (step + 1)` for the decay, where that is
     less, so that it soon forgets the weights at the start. The average of the statistics of
-    BatchNormalization is taken, too. It costs one forward pass, and the memory of one more
-    student. It is for a `td.Distiller`, where much is unlabelled above all: its
-    `averaged_student` is then often better than the student, and may teach in a pipeline.
+    BatchNormalization is taken, too. Of a student that simulates 8-bit arithmetic so does the
+    average: kernels in ranges of their own, all else in the student's. It costs one forward pass,
+    and the memory of one more student. It is for a `td.Distiller`, where much is unlabelled above
+    all: its `averaged_student` is then often better than the student, and may teach in a pipeline.
 
     Args:
         decay: Share of the average that stays at each step, in [0, 1). 0.99 forgets half within
@@ -80,37 +80,51 @@ class AveragedTeacher(ModelTeacher):
 
     Attributes:
         model: The copy. Its weights are for the Distiller to keep, and not to train.
-
-    Raises:
-        ModelError: The student simulates 8-bit arithmetic.
     """
 
     def __init__(self, student: Any, decay: float, layers: Sequence[str]) -> None:
-        if any(isinstance(layer, _Quantized) for layer in student.layers):
-            raise ModelError(
-                "`student` must not be quantized, for its moving average to teach.",
-                received=f"{student.name}, a model of tfmot's quantization-aware training",
-                hint="Let the average of the stage before teach: `averaged_student` of its "
-                "Distiller.",
-            )
-        self.model = copy_model(student, _without_wrapper)
-        self.model.trainable = False
-        self.model.output_names[:] = output_names(student)  # which a copy would find anew
-        self._decay = decay
-        followed = [_without_wrapper(layer) for layer in student.layers]
+        self.model = _copied(student)
         masks = {  # tfmot sets pruned weights to 0 in the forward pass, after the step
             id(weight): mask
             for layer in student.layers
-            if isinstance(layer, _Pruned)
+            if isinstance(layer, PruneLowMagnitude)
             for weight, mask, _ in layer.pruning_vars
         }
+        # Ranges of activations are the student's: they are averages already, of which another
+        # average would lag behind, and begin with a range that no batch was seen for. tf_keras'
+        # `use_ema` averages nothing but what is trained, either. A kernel's range is its own
+        # weights': in that of the student's kernel, where smaller, they would be clipped.
+        ranges = {
+            id(weight)
+            for layer in self.model.layers
+            if isinstance(layer, (InputQuantizer, QuantizeWrapper))
+            for weight in layer._non_trainable_weights
+        }
         self._followed = [
-            (average, weight, masks.get(id(weight), 1.0))
-            for copy, layer in zip(self.model.layers, followed, strict=True)
-            for average, weight in zip(copy.weights, layer.weights, strict=True)
+            (average, weight, None if id(average) in ranges else masks.get(id(weight), 1.0))
+            for copy, layer in zip(self.model.layers, student.layers, strict=True)
+            for average, weight in zip(copy.weights, _without_wrapper(layer).weights, strict=True)
         ]
+        self._kernels = [
+            kernel
+            for layer in self.model.layers
+            if isinstance(layer, QuantizeWrapper)
+            for kernel in layer._weight_vars
+        ]
+        self._student = student
+        self._decay = decay
+        self.model.trainable = False
+        _round_what_is_known(self.model)
         super().__init__(self.model, layers)
         self.followers = (self,)
+
+    def taken_out(self) -> Any:
+        """A model like the student, with the weights as they are now."""
+        model = _copied(self._student)
+        weights = [weight for layer in model.layers for weight in layer.weights]
+        values = tf_keras.backend.batch_get_value([average for average, *_ in self._followed])
+        tf_keras.backend.batch_set_value([*zip(weights, values, strict=True)])
+        return model
 
     def follow(self, step: Any) -> None:
         """Takes the student's weights as they are now into the average.
@@ -122,7 +136,7 @@ class AveragedTeacher(ModelTeacher):
         decay = tf.minimum(self._decay, 1.0 - 1.0 / (steps + 1.0))
 
         def mix(average: Any, weight: Any, mask: Any, decay: Any) -> None:
-            if not average.dtype.is_floating:  # counts of a preprocessing layer
+            if mask is None or not average.dtype.is_floating:  # counts of a preprocessing layer
                 average.assign(weight)
                 return
             now = tf.cast(weight, average.dtype) * tf.cast(mask, average.dtype)
@@ -138,10 +152,49 @@ class AveragedTeacher(ModelTeacher):
             if _is_of_each_replica(average):
                 mix(average, weight, mask, decay)
         tf.distribute.get_replica_context().merge_call(update, args=(decay,))
+        for kernel, quantizer, weights in self._kernels:
+            quantizer(kernel, True, weights)  # finds its range
+
+
+class _OnceKnown:
+    """Leaves values as they are until the range is known that a quantizer rounds them to.
+
+    In the first step the teacher is asked before the student has seen a batch.
+
+    Args:
+        quantizer: Rounds them.
+    """
+
+    def __init__(self, quantizer: Any) -> None:
+        self._quantizer = quantizer
+
+    def __call__(self, inputs: Any, training: Any, weights: Any) -> tf.Tensor:
+        """See `tfdistill.quantizers.RangeQuantizer`."""
+        rounded = self._quantizer(inputs, training, weights=weights)
+        some = weights["min_var"] < weights["max_var"]  # that of a model's inputs begins with none
+        return tf.where(is_known(weights) & some, rounded, inputs)
+
+
+def _round_what_is_known(model: Any) -> None:
+    for layer in model.layers:
+        if isinstance(layer, InputQuantizer):
+            layer.quantizer = _OnceKnown(layer.quantizer)
+        elif isinstance(layer, QuantizeWrapper):
+            layer._output_quantizers = [_OnceKnown(each) for each in layer._output_quantizers]
+            for activation in layer._quantize_activations:
+                activation.quantizer = _OnceKnown(activation.quantizer)
+
+
+def _copied(student: Any) -> Any:
+    """A copy, with quantizers but without the wrappers of pruned layers."""
+    quantized = any(isinstance(layer, QuantizeWrapper) for layer in student.layers)
+    copy = copy_quantized(student) if quantized else copy_model(student, _without_wrapper)
+    copy.output_names[:] = output_names(student)  # which a copy would find anew
+    return copy
 
 
 def _without_wrapper(layer: Any) -> Any:
-    return layer.layer if isinstance(layer, _Pruned) else layer
+    return layer.layer if isinstance(layer, PruneLowMagnitude) else layer
 
 
 def _is_of_each_replica(variable: Any) -> bool:
