@@ -247,7 +247,10 @@ def recurrent() -> Any:
     return with_random_weights(tf_keras.Model(steps, outputs), 0)
 
 
-@pytest.mark.parametrize(("student", "skip"), [(branches, []), (recurrent, ["floating"])])
+@pytest.mark.parametrize(
+    ("student", "skip"),
+    [(branches, []), pytest.param(recurrent, ["floating"], marks=pytest.mark.slow)],
+)
 def test_a_copy_of_a_quantized_model_is_its_equal(student: Any, skip: list[str]) -> None:
     """With zeros that stay zeros, and when it goes on to be trained."""
     model = student()
