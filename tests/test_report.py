@@ -563,7 +563,7 @@ def test_distilled_worse_than_alone() -> None:
 
 
 def test_the_standard_error_is_that_of_drawn_test_sets() -> None:
-    from tfdistill.report import _standard_error
+    from tfdistill.advice import _standard_error
 
     draws = np.random.default_rng(0).binomial(500, [[0.9], [0.8]], (2, 20_000)) / 500
     assert _standard_error(0.9, 0.8, 500) == pytest.approx(np.std(draws[0] - draws[1]), rel=0.03)

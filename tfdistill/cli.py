@@ -59,7 +59,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
 
 
 def _print_benchmark(measured: Benchmark) -> None:
-    from tfdistill.report import kilobytes
+    from tfdistill.rows import kilobytes
     from tfdistill.terminal import Terminal
 
     terminal = Terminal()

@@ -12,9 +12,12 @@ from tfdistill.errors import CertificationError, ModelError, SettingError
 from tfdistill.evaluation import evaluate
 from tfdistill.export import Export
 from tfdistill.export.exported import check_before_training
+from tfdistill.heads import Head
 from tfdistill.labels import accuracy_metric, label_loss_for
-from tfdistill.matching import match_layers
+from tfdistill.losses.base import shown
+from tfdistill.named import by_name, one_or_all
 from tfdistill.outputs import ModelView, architecture
+from tfdistill.plans import planned
 from tfdistill.pruning import Pruning, plan_pruning
 from tfdistill.quantization import Quantization, quantize
 from tfdistill.report import Report
@@ -35,6 +38,7 @@ from tfdistill.stages import (
 from tfdistill.students import PreparedStudent, prepare_student
 from tfdistill.summary import Finished, summarise_run
 from tfdistill.targets.examples import Augment
+from tfdistill.tasks import answered, match_all
 from tfdistill.teachers import (
     Nobody,
     Teacher,
@@ -152,17 +156,19 @@ class Pipeline:
         Inside a `tf.distribute` strategy's scope, training runs on all its devices.
 
         Args:
-            student: Functional or built Sequential model, Keras 3 or tf_keras, with one output
-                `[batch, classes]`; stays as it is.
+            student: Functional or built Sequential model, Keras 3 or tf_keras, with an output
+                `[batch, classes]`, or several in a dictionary or list; stays as it is.
             teacher: One of `td.teachers`; or a Keras 3 or tf_keras model; or a function from a
                 batch of tensors to logits; or `None` where no loss needs one.
             train: `tf.data` set of batches `(inputs, labels)` or `(inputs, labels, weights)`, or
-                such a tuple of NumPy arrays. To make resuming exact, give its `shuffle` and
-                augmentation a seed, and build it anew for each call: a set that was read before
-                goes on with its next order.
+                such a tuple of NumPy arrays. Labels of several outputs are in a dictionary by
+                their names, of which some may be missing, or in a tuple in their order. To make
+                resuming exact, give its `shuffle` and augmentation a seed, and build it anew for
+                each call: a set that was read before goes on with its next order.
             validation: The same, evaluated after each epoch.
             test: The same; what accuracy and certificates are measured on. Without it,
-                `validation` is.
+                `validation` is. An output without labels there is certified by its agreement with
+                the student alone.
             run_dir: Where the run is kept.
             steps_per_epoch: Batches of an epoch, for training data that never end; data that
                 end are repeated.
@@ -193,8 +199,8 @@ class Pipeline:
             test,
             classes=door.classes,
             input_shape=door.input_shape,
-            require_labels=not is_zero(self.distillation.label_loss_weight),
-            unlabelled=self.distillation.unlabelled,
+            require_labels=door.require_labels,
+            unlabelled=door.distillation.unlabelled,
             steps_per_epoch=steps_per_epoch,
             calibration_examples=self.export.calibration_examples if after_training else 0,
             name=data_name,
@@ -251,9 +257,7 @@ class Pipeline:
             teacher=door.teacher,
             distillation=door.distillation,
             label_loss=label_loss,
-            accuracy=lambda: accuracy_metric(
-                "accuracy", activation=door.activation, units=door.units
-            ),
+            accuracy=lambda: door.accuracy(label_loss),
             train=data.train,
             steps_per_epoch=data.summaries["train"].steps,
             validation=data.validation,
@@ -272,6 +276,7 @@ class Pipeline:
                 identity_of_teacher(door.teacher, door.prepared.model),
                 data.identity,
                 teaching.identity,
+                *([door.prepared.outputs] if len(door.prepared.outputs) > 1 else []),
             ),
             position=data.start,
         )
@@ -303,7 +308,7 @@ class Pipeline:
         teacher_evaluation = None
         if not isinstance(door.teacher, Nobody):
             with failures_named(door.teaching, "the reading of `test` began"):
-                teacher_evaluation = evaluate(lambda x: door.teaching(x).logits, data.test)
+                teacher_evaluation = evaluate(door.logits_of_teacher, data.test)
         return Finished(
             teacher=door.teacher,
             teacher_evaluation=teacher_evaluation,
@@ -315,6 +320,7 @@ class Pipeline:
             test=data.test,
             test_examples=data.summaries["test"].examples,
             notes=(*door.notes, *data.notes, teaching.note(self._taught_epochs())),
+            outputs=door.prepared.outputs if len(door.heads) > 1 else (),
         )
 
 
@@ -327,35 +333,42 @@ class _Door:
     def __init__(self, pipeline: Pipeline, student: Any, teacher: Any) -> None:
         self.prepared: PreparedStudent = prepare_student(student)
         model = self.prepared.model
-        view = ModelView(model, role="student")  # refuses several outputs
-        self.teacher = teacher_for(pipeline.distillation.losses, teacher)
-        if isinstance(self.teacher, Nobody) and pipeline.distillation.store_targets is True:
+        names, asked = self.prepared.outputs, pipeline.distillation
+        view = ModelView(model, role="student", several=True)
+        # One has the name of its layer, which may be one that was put behind the user's.
+        found = view.heads.values() if len(names) == 1 else [view.heads[name] for name in names]
+        self.heads = dict(zip(names, found, strict=True))
+        _require_classes(self.heads)
+        plans = planned(asked.losses, asked.label_loss_weight, asked.unlabelled, names)
+        self.teacher = teacher_for(asked.every_loss, teacher)
+        if isinstance(self.teacher, Nobody) and asked.store_targets is True:
             raise SettingError(
                 '`store_targets` must be False or "auto" without a teacher.',
                 received="store_targets=True, teacher=None",
             )
         self.teaching: Teacher = as_teacher(self.teacher, model)
-        if self.teaching.shapes.names:
-            raise ModelError(
-                "`teacher` must have one output.",
-                received=f"{len(self.teaching.shapes.names)} outputs",
-                hint="Make a model of the output to distil: keras.Model(model.input, output).",
-            )
         if self.teaching.followers:
             raise ModelError(
                 "`teacher` must be trained before a pipeline begins.",
                 received="a td.teachers.MovingAverage, which follows the student",
                 hint="Train with td.Distiller first; its `averaged_student` may teach here.",
             )
-        losses, matches = match_layers(pipeline.distillation.losses, model, self.teacher)
-        self.distillation = replace(pipeline.distillation, losses=losses)  # with all layers named
+        plans, matches = match_all(plans, model, self.teacher)
+        self.distillation = replace(  # with all layers named
+            asked,
+            losses=one_or_all({name: plan.losses for name, plan in plans.items()}),
+            label_loss_weight=one_or_all({n: plan.label_loss_weight for n, plan in plans.items()}),
+            unlabelled=one_or_all({name: plan.unlabelled for name, plan in plans.items()}),
+        )
         distiller = distiller_of(self.distillation, model, self.teacher, steps=1)
         self.notes = (*distiller.notes, *matches)
+        self.plans = plans
+        self._answered = answered(plans, view.shapes, self.teaching.shapes)
         if pipeline.pruning is not None:
             plan_pruning(model, pipeline.pruning)
         if pipeline.quantization is not None:
             quantized = quantize(model, pipeline.quantization, sparse=False).model
-            if any(loss.student_layers for loss in losses):
+            if any(loss.student_layers for loss in self.distillation.every_loss):
                 # Its layers may have other outputs, or be parts of what they were.
                 distiller_of(self.distillation, quantized, self.teacher, steps=1)
         trained_for_int8 = pipeline.quantization is not None
@@ -365,17 +378,68 @@ class _Door:
             quantization_aware=trained_for_int8,
             to_keras3=self.prepared.hand_back,
         )
-        self.activation = view.activation
-        self.units = int(view.classes or 0)
-        self.classes = max(2, self.units)
         inputs = model.inputs
         self.input_shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else None
 
-    def label_loss(self, labels: str) -> Any:
-        """The loss for labels of this kind, as in `DataSummary.labels`; `None` without labels."""
-        if labels == "none":
+    @property
+    def classes(self) -> Any:
+        """Number of classes; of several outputs by name."""
+        return one_or_all({name: max(2, _units(head)) for name, head in self.heads.items()})
+
+    @property
+    def require_labels(self) -> Any:
+        """Whether the training data must have labels; of several outputs the names of those."""
+        weights = {name: plan.label_loss_weight for name, plan in self.plans.items()}
+        names = [name for name, weight in weights.items() if not is_zero(weight)]
+        return names if len(weights) > 1 else bool(names)
+
+    def label_loss(self, labels: Any) -> Any:
+        """The loss for labels of this kind, as in `DataSummary.labels`; `None` without labels.
+
+        Of several outputs by name, of those that are taught at all.
+        """
+        found = {}
+        for (name, head), kind in zip(self.heads.items(), by_name(labels).values(), strict=True):
+            plan = self.plans[name]
+            if kind != "none" and (plan.losses or not is_zero(plan.label_loss_weight)):
+                units = _units(head)
+                found[name] = label_loss_for(kind, activation=head.activation, units=units)
+        if not found:
             return None
-        return label_loss_for(labels, activation=self.activation, units=self.units)
+        return found if len(self.heads) > 1 else one_or_all(found)
+
+    def accuracy(self, label_loss: Any) -> Any:
+        """New metrics of how many classes are right; of several outputs by name, as the losses."""
+        metrics = {
+            name: [accuracy_metric("accuracy", activation=head.activation, units=_units(head))]
+            for name, head in self.heads.items()
+        }
+        if len(metrics) == 1:
+            return one_or_all(metrics)
+        return {name: metric for name, metric in metrics.items() if name in (label_loss or {})}
+
+    def logits_of_teacher(self, inputs: Any) -> Any:
+        """What the teacher says about a batch; of several outputs by name, where it has them."""
+        said = self.teaching(inputs)
+        if len(self.heads) == 1:
+            return said.logits
+        return {name: said.of(name).logits for name in self.heads if name in self._answered}
+
+
+def _units(head: Head) -> int:
+    return int(head.classes or 0)
+
+
+def _require_classes(heads: Mapping[str, Head]) -> None:
+    """Refuses several outputs of which one is none of classes."""
+    for name, head in heads.items():
+        if len(heads) > 1 and len(head.shape) != 1:
+            raise ModelError(
+                "`student` must have outputs [batch, classes] alone, where it has several.",
+                received=f"{name!r} {shown(head.shape)}",
+                hint="Labels, accuracy and certificates are of classes. Train such a student with "
+                "td.Distiller; or leave the output out.",
+            )
 
 
 def _require_certified(result: Result, uncertified: Mapping[str, str]) -> None:

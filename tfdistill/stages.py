@@ -19,11 +19,12 @@ from tfdistill.adversarial import Adversarial, check_adversarial
 from tfdistill.bridge.layer_configs import copy_model
 from tfdistill.distiller import Distiller
 from tfdistill.errors import SettingError, SparsityError
-from tfdistill.labels import check_unlabelled, weighted_by_labels
+from tfdistill.heads import output_names
+from tfdistill.labels import weighted_by_labels
 from tfdistill.losses import DistillationLoss, SoftTargets
-from tfdistill.losses.base import check_losses
 from tfdistill.losses.layers import reads_weights
 from tfdistill.mixing import Mixing, check_mixing
+from tfdistill.plans import check_plans
 from tfdistill.pruning import (
     Pruning,
     kernel_zeros,
@@ -48,10 +49,11 @@ class Distillation:
     """Settings of the distillation stage, and of what the teacher teaches in every stage.
 
     Args:
-        losses: Distillation losses, each with its weight.
+        losses: Distillation losses, each with its weight. Of a student with several outputs those
+            of each, by its name, as for `Distiller`.
         label_loss_weight: Weight of the label loss beside them; 0 needs no labels. It and the
             losses' weights and temperatures may be schedules, see `td.schedules`: over each stage
-            anew.
+            anew. One for all outputs; or by name.
         epochs: Epochs of the distillation stage.
         learning_rate: Peak learning rate, decayed to 0 along a cosine.
         optimizer: Name of a Keras optimizer, for all training stages.
@@ -62,6 +64,7 @@ class Distillation:
             stored; epochs walk through them.
         unlabelled: What stands for the label of a training example that has none, see `Distiller`:
             such examples learn from the teacher only. The student alone learns from the others.
+            One for all outputs; or by name.
         adversarial: A `td.Adversarial`, to train taught students on adversarial examples, too.
         mixing: A `td.Mixup` or `td.CutMix`, to train taught students on mixed examples, about which
             the teacher is asked at each step.
@@ -74,14 +77,16 @@ class Distillation:
         ...                 label_loss_weight=0.1, epochs=20)
     """
 
-    losses: Sequence[DistillationLoss] = (SoftTargets(temperature=4.0, weight=0.9),)
-    label_loss_weight: float | Schedule = 0.1
+    losses: Sequence[DistillationLoss] | Mapping[str, Sequence[DistillationLoss]] = (
+        SoftTargets(temperature=4.0, weight=0.9),
+    )
+    label_loss_weight: float | Schedule | Mapping[str, float | Schedule] = 0.1
     epochs: int = 20
     learning_rate: float = 1e-3
     optimizer: str = "adam"
     store_targets: bool | Literal["auto"] = "auto"
     views: int = 8
-    unlabelled: float | None = None
+    unlabelled: float | Mapping[str, float] | None = None
     adversarial: Adversarial | None = None
     mixing: Mixing | None = None
 
@@ -92,23 +97,24 @@ class Distillation:
                 '`store_targets` must be True, False or "auto".', received=self.store_targets
             )
         object.__setattr__(self, "views", whole_number("views", self.views, minimum=1))
-        losses, weight = check_losses(self.losses, self.label_loss_weight)
+        losses, weight, unlabelled = check_plans(
+            self.losses, self.label_loss_weight, self.unlabelled
+        )
         object.__setattr__(self, "losses", losses)
         object.__setattr__(self, "label_loss_weight", weight)
-        object.__setattr__(self, "unlabelled", check_unlabelled(self.unlabelled))
+        object.__setattr__(self, "unlabelled", unlabelled)
         check_adversarial(self.adversarial)
-        check_mixing(self.mixing, losses)
+        every = self.every_loss
+        check_mixing(self.mixing, every)
         if self.mixing is not None and self.store_targets is True:
             raise SettingError(
                 '`store_targets` must be False or "auto" for `mixing`.',
                 received=f"store_targets=True and {self.mixing}",
                 hint="No two epochs have the same mixed examples: the teacher is asked about each.",
             )
-        if self.unlabelled is not None:
-            refuse_unknown_labels(losses)
-        weights = [
-            layer for loss in losses for layer in loss.teacher_layers if reads_weights(layer)
-        ]
+        if self.unlabelled is not None and not isinstance(self.unlabelled, Mapping):
+            refuse_unknown_labels(every)
+        weights = [layer for loss in every for layer in loss.teacher_layers if reads_weights(layer)]
         if self.store_targets is True and weights:
             raise SettingError(
                 '`store_targets` must be False or "auto" for losses of the teacher\'s weights.',
@@ -117,6 +123,12 @@ class Distillation:
             )
         check_training(self)
         _optimizer_class(self.optimizer)
+
+    @property
+    def every_loss(self) -> tuple[DistillationLoss, ...]:
+        """The losses of all outputs."""
+        by_output = self.losses.values() if isinstance(self.losses, Mapping) else [self.losses]
+        return tuple(loss for losses in by_output for loss in losses)
 
 
 def _optimizer_class(name: str) -> Any:
@@ -172,7 +184,11 @@ class Student:
 
 @dataclass(frozen=True)
 class Context:
-    """What all stages of one run share."""
+    """What all stages of one run share.
+
+    The label loss, and the metrics that `accuracy` makes, are those of the student's output; of
+    several by its name, for those that labels teach or measure.
+    """
 
     teacher: Any
     distillation: Distillation
@@ -214,13 +230,15 @@ def train_alone(student: Student, context: Context, asked: Distillation, positio
         position: Place in the training data to start at.
     """
     model = copy_model(student.model)
+    if len(model.outputs) > 1:
+        model.output_names[:] = output_names(model)  # Keras would log the layers' names
     budget = Distillation(
         losses=(),
         label_loss_weight=1.0,
         epochs=asked.epochs,
         learning_rate=asked.learning_rate,
         optimizer=asked.optimizer,
-        unlabelled=asked.unlabelled,
+        unlabelled=context.distillation.unlabelled,
     )
     start = replace(student, position=position)
     after = _after(start, context, "baseline", budget, model)
@@ -346,10 +364,10 @@ def _trained(
             optimizer = _optimizer_class(context.distillation.optimizer)(
                 learning_rate=cosine_decay(asked.learning_rate, steps)
             )
-            metrics: dict[str, Any] = {"metrics": [context.accuracy()]}
+            metrics: dict[str, Any] = {"metrics": context.accuracy()}
             prepare = None
             if not taught and asked.unlabelled is not None:
-                metrics = {"weighted_metrics": [context.accuracy()]}
+                metrics = {"weighted_metrics": context.accuracy()}
                 prepare = partial(weighted_by_labels, unlabelled=asked.unlabelled, model=model)
             model.compile(optimizer=optimizer, loss=context.label_loss, **metrics)
             progress = context.terminal.training_progress(
@@ -402,12 +420,20 @@ def distiller_of(asked: Distillation, model: Any, teacher: Any, *, steps: int) -
         teacher: The teacher.
         steps: All steps of the stage, over which its schedules go.
     """
-    weight = asked.label_loss_weight
+
+    def over(value: Any) -> Any:
+        """With these steps, in whatever structure of lists and outputs it is."""
+        if isinstance(value, Mapping):
+            return {name: over(each) for name, each in value.items()}
+        if isinstance(value, tuple):
+            return [over(each) for each in value]
+        return value.over(steps) if isinstance(value, (DistillationLoss, Schedule)) else value
+
     return Distiller(
         model,
         teacher,
-        [loss.over(steps) for loss in asked.losses],
-        weight.over(steps) if isinstance(weight, Schedule) else weight,
+        over(asked.losses),
+        over(asked.label_loss_weight),
         unlabelled=asked.unlabelled,
         adversarial=asked.adversarial,
         mixing=asked.mixing,

@@ -26,7 +26,7 @@ from tfdistill.inspection.sizes import PredictedSize, predict_sizes
 from tfdistill.outputs import ModelView
 from tfdistill.pruning import Pruning, PruningPlan, plan_pruning
 from tfdistill.quantization import Quantization, quantize
-from tfdistill.report import kilobytes, percent
+from tfdistill.rows import kilobytes, percent
 from tfdistill.students import prepare_student
 from tfdistill.terminal import Terminal
 
