@@ -8,44 +8,32 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfdistill.artifacts import Artifact, check_artifact_paths, make_artifacts
-from tfdistill.errors import CertificationError, ModelError, SettingError
+from tfdistill.distillation import Distillation
+from tfdistill.door import Door
+from tfdistill.errors import CertificationError, SettingError
 from tfdistill.evaluation import evaluate
 from tfdistill.export import Export
-from tfdistill.export.exported import check_before_training
-from tfdistill.heads import Head
-from tfdistill.labels import accuracy_metric, label_loss_for
-from tfdistill.losses.base import shown
-from tfdistill.named import by_name, one_or_all
-from tfdistill.outputs import ModelView, architecture
-from tfdistill.plans import planned
-from tfdistill.pruning import Pruning, plan_pruning
-from tfdistill.quantization import Quantization, quantize
+from tfdistill.outputs import architecture
+from tfdistill.pruning import Pruning
+from tfdistill.quantization import Quantization
 from tfdistill.report import Report
 from tfdistill.run_data import RunData, look_at
 from tfdistill.runs.run import RunDirectory, fingerprint
-from tfdistill.schedules import is_zero
 from tfdistill.settings import settings, whole_number
 from tfdistill.stages import (
     Context,
-    Distillation,
     Student,
     distil,
-    distiller_of,
     prune,
     quantize_aware,
     train_alone,
 )
-from tfdistill.students import PreparedStudent, prepare_student
 from tfdistill.summary import Finished, summarise_run
 from tfdistill.targets.examples import Augment
-from tfdistill.tasks import answered, match_all
 from tfdistill.teachers import (
     Nobody,
-    Teacher,
-    as_teacher,
     failures_named,
     identity_of_teacher,
-    teacher_for,
 )
 from tfdistill.teaching import Teaching, prepare_teaching
 from tfdistill.terminal import Terminal
@@ -135,7 +123,7 @@ class Pipeline:
         Raises:
             TfdistillError: Its subclasses name what does not fit.
         """
-        _Door(self, student, teacher)
+        Door(self, student, teacher)
 
     def run(
         self,
@@ -190,7 +178,7 @@ class Pipeline:
             CertificationError: An artifact is beyond its limits; the report is written first.
         """
         terminal = Terminal(verbose=verbose)
-        door = _Door(self, student, teacher)
+        door = Door(self, student, teacher)
         terminal.heading("Reading the data once")
         after_training = self.export.calibrates(quantization_aware=self.quantization is not None)
         data = look_at(
@@ -246,7 +234,7 @@ class Pipeline:
 
     def _stages(
         self,
-        door: _Door,
+        door: Door,
         data: RunData,
         teaching: Teaching,
         label_loss: Any,
@@ -322,124 +310,6 @@ class Pipeline:
             notes=(*door.notes, *data.notes, teaching.note(self._taught_epochs())),
             outputs=door.prepared.outputs if len(door.heads) > 1 else (),
         )
-
-
-class _Door:
-    """Checks everything that needs the models but no data.
-
-    Each stage is tried on the untrained student: what it would refuse is refused here.
-    """
-
-    def __init__(self, pipeline: Pipeline, student: Any, teacher: Any) -> None:
-        self.prepared: PreparedStudent = prepare_student(student)
-        model = self.prepared.model
-        names, asked = self.prepared.outputs, pipeline.distillation
-        view = ModelView(model, role="student", several=True)
-        # One has the name of its layer, which may be one that was put behind the user's.
-        found = view.heads.values() if len(names) == 1 else [view.heads[name] for name in names]
-        self.heads = dict(zip(names, found, strict=True))
-        _require_classes(self.heads)
-        plans = planned(asked.losses, asked.label_loss_weight, asked.unlabelled, names)
-        self.teacher = teacher_for(asked.every_loss, teacher)
-        if isinstance(self.teacher, Nobody) and asked.store_targets is True:
-            raise SettingError(
-                '`store_targets` must be False or "auto" without a teacher.',
-                received="store_targets=True, teacher=None",
-            )
-        self.teaching: Teacher = as_teacher(self.teacher, model)
-        if self.teaching.followers:
-            raise ModelError(
-                "`teacher` must be trained before a pipeline begins.",
-                received="a td.teachers.MovingAverage, which follows the student",
-                hint="Train with td.Distiller first; its `averaged_student` may teach here.",
-            )
-        plans, matches = match_all(plans, model, self.teacher)
-        self.distillation = replace(  # with all layers named
-            asked,
-            losses=one_or_all({name: plan.losses for name, plan in plans.items()}),
-            label_loss_weight=one_or_all({n: plan.label_loss_weight for n, plan in plans.items()}),
-            unlabelled=one_or_all({name: plan.unlabelled for name, plan in plans.items()}),
-        )
-        distiller = distiller_of(self.distillation, model, self.teacher, steps=1)
-        self.notes = (*distiller.notes, *matches)
-        self.plans = plans
-        self._answered = answered(plans, view.shapes, self.teaching.shapes)
-        if pipeline.pruning is not None:
-            plan_pruning(model, pipeline.pruning)
-        if pipeline.quantization is not None:
-            quantized = quantize(model, pipeline.quantization, sparse=False).model
-            if any(loss.student_layers for loss in self.distillation.every_loss):
-                # Its layers may have other outputs, or be parts of what they were.
-                distiller_of(self.distillation, quantized, self.teacher, steps=1)
-        trained_for_int8 = pipeline.quantization is not None
-        check_before_training(
-            model,
-            pipeline.export,
-            quantization_aware=trained_for_int8,
-            to_keras3=self.prepared.hand_back,
-        )
-        inputs = model.inputs
-        self.input_shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else None
-
-    @property
-    def classes(self) -> Any:
-        """Number of classes; of several outputs by name."""
-        return one_or_all({name: max(2, _units(head)) for name, head in self.heads.items()})
-
-    @property
-    def require_labels(self) -> Any:
-        """Whether the training data must have labels; of several outputs the names of those."""
-        weights = {name: plan.label_loss_weight for name, plan in self.plans.items()}
-        names = [name for name, weight in weights.items() if not is_zero(weight)]
-        return names if len(weights) > 1 else bool(names)
-
-    def label_loss(self, labels: Any) -> Any:
-        """The loss for labels of this kind, as in `DataSummary.labels`; `None` without labels.
-
-        Of several outputs by name, of those that are taught at all.
-        """
-        found = {}
-        for (name, head), kind in zip(self.heads.items(), by_name(labels).values(), strict=True):
-            plan = self.plans[name]
-            if kind != "none" and (plan.losses or not is_zero(plan.label_loss_weight)):
-                units = _units(head)
-                found[name] = label_loss_for(kind, activation=head.activation, units=units)
-        if not found:
-            return None
-        return found if len(self.heads) > 1 else one_or_all(found)
-
-    def accuracy(self, label_loss: Any) -> Any:
-        """New metrics of how many classes are right; of several outputs by name, as the losses."""
-        metrics = {
-            name: [accuracy_metric("accuracy", activation=head.activation, units=_units(head))]
-            for name, head in self.heads.items()
-        }
-        if len(metrics) == 1:
-            return one_or_all(metrics)
-        return {name: metric for name, metric in metrics.items() if name in (label_loss or {})}
-
-    def logits_of_teacher(self, inputs: Any) -> Any:
-        """What the teacher says about a batch; of several outputs by name, where it has them."""
-        said = self.teaching(inputs)
-        if len(self.heads) == 1:
-            return said.logits
-        return {name: said.of(name).logits for name in self.heads if name in self._answered}
-
-
-def _units(head: Head) -> int:
-    return int(head.classes or 0)
-
-
-def _require_classes(heads: Mapping[str, Head]) -> None:
-    """Refuses several outputs of which one is none of classes."""
-    for name, head in heads.items():
-        if len(heads) > 1 and len(head.shape) != 1:
-            raise ModelError(
-                "`student` must have outputs [batch, classes] alone, where it has several.",
-                received=f"{name!r} {shown(head.shape)}",
-                hint="Labels, accuracy and certificates are of classes. Train such a student with "
-                "td.Distiller; or leave the output out.",
-            )
 
 
 def _require_certified(result: Result, uncertified: Mapping[str, str]) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tfdistill.data.datasets import identity_of_augment
+from tfdistill.distillation import Distillation
 from tfdistill.errors import DataError
 from tfdistill.losses.layers import reads_weights
 from tfdistill.run_data import RunData
-from tfdistill.stages import Distillation
 from tfdistill.targets import StoredTargets, store_targets
 from tfdistill.targets.examples import Augment, check_augment, varying_inputs, views_of
 from tfdistill.teachers import Nobody
