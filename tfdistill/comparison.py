@@ -180,12 +180,18 @@ def _ends(model: Any, artifact: Runnable) -> dict[str, str]:
 def _labels_by_output(labels: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """Labels of a batch by the output that they are of."""
     if len(names) == 1:
+        if isinstance(labels, Mapping):
+            raise DataError(
+                "`data` must have one tensor of labels: the artifact has one output.",
+                received=f"labels by name: {', '.join(labels)}",
+            )
         return {names[0]: labels}
     if not isinstance(labels, (Mapping, tuple, list)):
         raise DataError(
             "`data` must have labels by output, of which the artifact has several.",
             received=f"{type(labels).__name__} for {', '.join(names)}",
-            hint="Give (x, {name: labels, ...}); outputs without labels may be left out.",
+            hint="Give (x, {name: labels, ...}); outputs without labels may be left out. On the "
+            "command line, --output says which one the labels are of.",
         )
     found = by_output(labels, names, "labels", error=DataError)
     return {name: each for name, each in found.items() if each is not None}

@@ -10,9 +10,9 @@ from tfdistill.errors import ModelError, SettingError
 from tfdistill.export.exported import check_before_training
 from tfdistill.heads import Head
 from tfdistill.labels import accuracy_metric, label_loss_for
+from tfdistill.losses import Shapes
 from tfdistill.losses.base import shown
 from tfdistill.named import by_name, one_or_all
-from tfdistill.outputs import ModelView
 from tfdistill.plans import planned
 from tfdistill.pruning import plan_pruning
 from tfdistill.quantization import quantize
@@ -38,10 +38,7 @@ class Door:
         self.prepared: PreparedStudent = prepare_student(student)
         model = self.prepared.model
         names, asked = self.prepared.outputs, pipeline.distillation
-        view = ModelView(model, role="student", several=True)
-        # One has the name of its layer, which may be one that was put behind the user's.
-        found = view.heads.values() if len(names) == 1 else [view.heads[name] for name in names]
-        self.heads = dict(zip(names, found, strict=True))
+        self.heads = self.prepared.heads()
         _require_classes(self.heads)
         plans = planned(asked.losses, asked.label_loss_weight, asked.unlabelled, names)
         self.teacher = teacher_for(asked.every_loss, teacher)
@@ -58,16 +55,19 @@ class Door:
                 hint="Train with td.Distiller first; its `averaged_student` may teach here.",
             )
         plans, matches = match_all(plans, model, self.teacher)
+        marks = {name: plan.unlabelled for name, plan in plans.items()}
+        unmarked = all(mark is None for mark in marks.values())
         self.distillation = replace(  # with all layers named
             asked,
             losses=one_or_all({name: plan.losses for name, plan in plans.items()}),
             label_loss_weight=one_or_all({n: plan.label_loss_weight for n, plan in plans.items()}),
-            unlabelled=one_or_all({name: plan.unlabelled for name, plan in plans.items()}),
+            unlabelled=None if unmarked else one_or_all(marks),
         )
         distiller = distiller_of(self.distillation, model, self.teacher, steps=1)
         self.notes = (*distiller.notes, *matches)
         self.plans = plans
-        self._answered = answered(plans, view.shapes, self.teaching.shapes)
+        logits = one_or_all({name: head.shape for name, head in self.heads.items()})
+        self._answered = answered(plans, Shapes(logits, {}), self.teaching.shapes)
         if pipeline.pruning is not None:
             plan_pruning(model, pipeline.pruning)
         if pipeline.quantization is not None:
@@ -121,6 +121,15 @@ class Door:
         if len(metrics) == 1:
             return one_or_all(metrics)
         return {name: metric for name, metric in metrics.items() if name in (label_loss or {})}
+
+    @property
+    def identity(self) -> list[Any]:
+        """What the outputs are, for a fingerprint; of one output nothing: it is the last layer."""
+        if len(self.heads) == 1:
+            return []
+        model = self.prepared.model
+        found = {name: model.output[name]._keras_history for name in self.heads}
+        return [[[n, model.layers.index(h.layer), h.tensor_index] for n, h in found.items()]]
 
     def logits_of_teacher(self, inputs: Any) -> Any:
         """What the teacher says about a batch; of several outputs by name, where it has them."""

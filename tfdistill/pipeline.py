@@ -264,7 +264,7 @@ class Pipeline:
                 identity_of_teacher(door.teacher, door.prepared.model),
                 data.identity,
                 teaching.identity,
-                *([door.prepared.outputs] if len(door.prepared.outputs) > 1 else []),
+                *door.identity,
             ),
             position=data.start,
         )

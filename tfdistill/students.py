@@ -9,8 +9,8 @@ from tfdistill import bridge
 from tfdistill._keras import keras, tf_keras
 from tfdistill.bridge.layer_configs import clone_tf_keras_layer
 from tfdistill.errors import ModelError
-from tfdistill.heads import output_names, unique_names
-from tfdistill.outputs import is_functional
+from tfdistill.heads import Head, output_names, unique_names
+from tfdistill.outputs import ModelView, is_functional
 
 _SEPARABLE = ("softmax", "sigmoid")
 
@@ -30,6 +30,17 @@ class PreparedStudent:
     original: Any
     model: Any
     outputs: tuple[str, ...]
+
+    def heads(self) -> dict[str, Head]:
+        """The outputs by name, in the order of the original's.
+
+        Raises:
+            ModelError: One ends in an activation that nothing can be read before.
+        """
+        found = ModelView(self.model, role="student", several=True).heads
+        if len(found) == 1:  # it has the name of its layer, which may be one put behind the user's
+            return dict(zip(self.outputs, found.values(), strict=True))
+        return {name: found[name] for name in self.outputs}
 
     def hand_back(self, trained: Any) -> Any:
         """A new model like the original, in its Keras, with the trained weights.

@@ -54,9 +54,10 @@ class DataSummary:
     content: str
 
     @property
-    def classes_seen(self) -> int:
-        """Number of classes that have an example."""
-        return sum(count > 0 for count in self.label_counts)
+    def classes_seen(self) -> Any:
+        """Number of classes that have an example; of several outputs by name."""
+        counts = by_name(self.label_counts).items()
+        return one_or_all({name: sum(count > 0 for count in each) for name, each in counts})
 
 
 def summarise(
