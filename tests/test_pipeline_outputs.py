@@ -131,7 +131,13 @@ def test_each_output_has_its_column_and_its_certificate(whole: Run) -> None:
     report = whole.result.report
     header, *lines = report.table()
     assert header[:5] == (
-        *("model", "accuracy", "accuracy of digit", "accuracy of parity", "agrees with teacher"),
+        *(
+            "model",
+            "accuracy of all",
+            "accuracy of digit",
+            "accuracy of parity",
+            "agrees with teacher",
+        ),
     )
     assert [line[0] for line in lines] == [
         *("teacher", "student alone", "distilled", "pruned", "quantized"),
@@ -430,7 +436,9 @@ def test_a_student_without_a_teacher_and_students_in_turn(
         run_dir=tmp_path / "turn",
         verbose=0,
     )
-    assert results[-1].report.rows[0].outputs["parity"] == results[0].report.rows[1].outputs["parity"]
+    assert (
+        results[-1].report.rows[0].outputs["parity"] == results[0].report.rows[1].outputs["parity"]
+    )
     assert results[-1].student.get_layer("convolution").kernel.shape[-1] == 3
 
 
@@ -644,6 +652,11 @@ def _sequences() -> Any:
     return keras.Model(inputs, both)
 
 
+def _renamed(*names: str) -> Any:
+    model = network()
+    return keras.Model(model.input, dict(zip(names, model.output.values(), strict=True)))
+
+
 def _of_probabilities() -> Any:
     inputs = keras.Input([8, 8, 1])
     flat = keras.layers.Flatten()(inputs)
@@ -655,6 +668,12 @@ def _of_probabilities() -> Any:
     ("student", "teacher", "settings", "message"),
     [
         (_sequences, network, {}, r"outputs \[batch, classes\] alone.*'steps' \[batch, 8, 8\]"),
+        (
+            lambda: _renamed("a b", "a_b"),
+            network,
+            {"losses": {"a b": LOSSES["digit"]}},
+            r"outputs whose names differ in their letters and digits\. Received: 'a b', 'a_b'",
+        ),
         (
             _of_probabilities,
             network,
@@ -753,3 +772,13 @@ def test_labels_by_name_are_none_of_a_student_with_one_output(
             run_dir=tmp_path,
             verbose=0,
         )
+
+
+def test_one_output_may_be_named_in_the_settings(digits: tuple[Array, Array]) -> None:
+    """By what the user calls it, not the layer that a softmax becomes."""
+    student = network(activations=("softmax", None))
+    one = keras.Model(student.input, student.output["digit"])
+    losses = {"b": LOSSES["digit"]}
+    td.Pipeline(td.Distillation(losses=losses, label_loss_weight={"b": 1.0})).check(one, one)
+    with pytest.raises(SettingError, match=r"`losses` must be by names.*Received: 'digit'"):
+        td.Pipeline(td.Distillation(losses=LOSSES)).check(one, one)

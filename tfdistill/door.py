@@ -10,6 +10,7 @@ from tfdistill.errors import ModelError, SettingError
 from tfdistill.export.exported import check_before_training
 from tfdistill.heads import Head
 from tfdistill.labels import accuracy_metric, label_loss_for
+from tfdistill.litert.runtime import signature_names
 from tfdistill.losses import Shapes
 from tfdistill.losses.base import shown
 from tfdistill.named import by_name, one_or_all
@@ -144,9 +145,17 @@ def _units(head: Head) -> int:
 
 
 def _require_classes(heads: Mapping[str, Head]) -> None:
-    """Refuses several outputs of which one is none of classes."""
+    """Refuses several outputs of which one is none of classes, or that files cannot tell apart."""
+    if len(heads) == 1:
+        return
+    if len({signature_names([name])[0] for name in heads if name}) < len(heads):
+        raise ModelError(
+            "`student` must have outputs whose names differ in their letters and digits.",
+            received=", ".join(map(repr, heads)),
+            hint="Names in a .tflite file have no other characters.",
+        )
     for name, head in heads.items():
-        if len(heads) > 1 and len(head.shape) != 1:
+        if len(head.shape) != 1:
             raise ModelError(
                 "`student` must have outputs [batch, classes] alone, where it has several.",
                 received=f"{name!r} {shown(head.shape)}",

@@ -115,7 +115,7 @@ def certified(
     shares: dict[str, Any] = {
         "accuracy": None,
         "reference_accuracy": None,
-        "per_class_accuracy": (None,) * run.classes,
+        "per_class_accuracy": (),
     }
     if run.labels is not None:
         right = run.predictions == run.labels

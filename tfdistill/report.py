@@ -96,7 +96,8 @@ class Report:
     def table(self) -> list[tuple[str, ...]]:
         """The rows as text, after the names of the columns; unknown columns are left out."""
         of_outputs = (f"accuracy of {output}" for output in self.outputs)
-        header = ("model", "accuracy", *of_outputs, *_HEADER)
+        first = "accuracy of all" if self.outputs else "accuracy"
+        header = ("model", first, *of_outputs, *_HEADER)
         lines = [header, *(row.cells(self.outputs) for row in self.rows)]
         kept = [
             column
