@@ -179,7 +179,7 @@ def look_at(
     )
     summaries = {"train": summary}
     kinds = by_name(summary.labels)
-    labelled = [name for name, kind in kinds.items() if kind != "none"]
+    labelled = [output for output, kind in kinds.items() if kind != "none"]
     for each, batches in sets.items():
         summaries[each] = summarise(
             batches,
@@ -190,13 +190,13 @@ def look_at(
             ordered=True,
         )
         theirs = by_name(summaries[each].labels)
-        for name in labelled:
-            if kinds[name] != theirs[name]:
-                of_output = f" for the output {name!r}" if name else ""
+        for output in labelled:
+            if kinds[output] != theirs[output]:
+                of_output = f" for the output {output!r}" if output else ""
                 raise DataError(
                     f"`{each}` must have the same kind of labels as `train`{of_output}: "
-                    f"{kinds[name]}.",
-                    received=theirs[name],
+                    f"{kinds[output]}.",
+                    received=theirs[output],
                     hint="tf.one_hot(labels, classes) makes one-hot labels of integers.",
                 )
     repeats = False
