@@ -26,6 +26,7 @@ from tfdistill.quantization import quantize
 from tfdistill.report import advice, read_report
 from tfdistill.rows import OutputRow, Row
 from tfdistill.runs.stage import Stage
+from tfdistill.students import prepare_student
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -295,6 +296,7 @@ def _trained(
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_weights(
     teacher: Any, digits: tuple[Array, Array], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,6 +461,24 @@ def test_an_output_in_the_middle_is_quantized_as_it_leaves(tmp_path: Path) -> No
     assert certificate.outputs["first"].output_error.unit == "quantization steps"
 
 
+@pytest.mark.parametrize("library", [keras, tf_keras])
+def test_a_student_is_handed_back_in_the_structure_of_its_own(library: Any) -> None:
+    """Whose layers count their weights in another order than those of a dictionary."""
+    student = network(library, as_list=True, activations=("softmax", "sigmoid"))
+    prepared = prepare_student(student)
+    assert prepared.outputs == ("parity", "digit")
+    assert [*prepared.heads()] == ["parity", "digit"]
+    assert {name: head.activation for name, head in prepared.heads().items()} == {
+        "parity": "sigmoid",
+        "digit": "softmax",
+    }
+    images = np.random.default_rng(0).uniform(size=[5, 8, 8, 1]).astype(np.float32)
+    said, own = prepared.hand_back(prepared.model)(images), prepared.model(images)
+    for place, (name, expected) in enumerate(zip(prepared.outputs, student(images), strict=True)):
+        np.testing.assert_allclose(np.asarray(said[place]), np.asarray(expected), atol=1e-6)
+        np.testing.assert_allclose(np.asarray(own[name]), np.asarray(expected), atol=1e-6)
+
+
 # --- certificates ---
 
 
@@ -618,6 +638,7 @@ def test_advice_compares_output_by_output() -> None:
     assert sentence.startswith("The student was not trained alone")
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_methods_page_run(
     teacher: Any, digits: tuple[Array, Array], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

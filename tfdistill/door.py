@@ -49,6 +49,12 @@ class Door:
                 received="store_targets=True, teacher=None",
             )
         self.teaching: Teacher = as_teacher(self.teacher, model)
+        if self.teaching.shapes.names and len(names) == 1:
+            raise ModelError(
+                "`teacher` must have one output.",
+                received=f"{len(self.teaching.shapes.names)} outputs",
+                hint="Make a model of the output to distil: keras.Model(model.input, output).",
+            )
         if self.teaching.followers:
             raise ModelError(
                 "`teacher` must be trained before a pipeline begins.",
