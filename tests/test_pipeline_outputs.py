@@ -360,6 +360,9 @@ def test_a_list_of_outputs_has_labels_in_its_order(
     first = result.report.rows[0]
     assert first.name == "teacher"
     assert [*first.outputs] == ["digit"]
+    header = result.report.table()[0]
+    assert {"accuracy of digit", "accuracy of parity"} <= {*header}
+    assert "Accuracy by class: parity" in (tmp_path / "report.html").read_text("utf-8")
     assert np.isnan(first.accuracy)
     assert distilled.outputs["parity"].teacher_agreement is None
     values = {
@@ -629,6 +632,7 @@ def test_advice_compares_output_by_output() -> None:
         row("pruned", "stage", 0.94, 0.90),
         row("int8", "artifact", 0.94, 0.80, certified=False),
     ]
+    rows[0] = replace(rows[0], outputs={"digit": OutputRow(0.95)})  # it says nothing of parity
     of_pruning, of_int8, failed = advice(rows)
     assert of_pruning.startswith("parity: pruned is below distilled (90.00% against 95.00%")
     assert of_int8.startswith("parity: int8 is below pruned (80.00% against 90.00%")

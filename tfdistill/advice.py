@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from tfdistill.rows import Row, kilobytes, percent, points
+from tfdistill.rows import Row, kilobytes, outputs_of, percent, points
 
 __all__ = ["advice"]
 
@@ -30,7 +30,7 @@ def advice(rows: Sequence[Row], *, test_examples: int | None = None) -> tuple[st
         accuracies are compared one by one.
     """
     artifacts = [row for row in rows if row.kind == "artifact"]
-    outputs = next((tuple(row.outputs) for row in rows if row.outputs), ())
+    outputs = outputs_of(rows)
     found = _without_baseline(rows)
     if not outputs:
         found += _on_accuracies(rows, test_examples)

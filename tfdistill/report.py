@@ -17,7 +17,7 @@ from typing import Any
 from tfdistill.advice import advice
 from tfdistill.errors import RunDirectoryError, SettingError
 from tfdistill.named import by_name
-from tfdistill.rows import Disagreement, OutputRow, Row
+from tfdistill.rows import Disagreement, OutputRow, Row, outputs_of
 from tfdistill.runs.files import reading_and_writing, write_json, write_text
 
 __all__ = [
@@ -91,7 +91,7 @@ class Report:
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs, where there are several; else none."""
-        return next((tuple(row.outputs) for row in self.rows if row.outputs), ())
+        return outputs_of(self.rows)
 
     def table(self) -> list[tuple[str, ...]]:
         """The rows as text, after the names of the columns; unknown columns are left out."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tfdistill.errors import SettingError
 
-__all__ = ["Disagreement", "OutputRow", "Row", "kilobytes", "percent", "points"]
+__all__ = ["Disagreement", "OutputRow", "Row", "kilobytes", "outputs_of", "percent", "points"]
 
 _KINDS = ("teacher", "baseline", "stage", "artifact")
 
@@ -142,6 +142,11 @@ class Disagreement:
     artifact_class: int
     image: npt.NDArray[Any] | None = field(default=None, compare=False, repr=False)
     output: str = ""
+
+
+def outputs_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Names of the outputs, where there are several; else none. A teacher may lack some."""
+    return max((tuple(row.outputs) for row in rows), key=len, default=())
 
 
 def _check_shares(row: Any, *names: str) -> None:
