@@ -605,6 +605,22 @@ def test_what_as_batches_refuses(data: Callable[[], Any], message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_labels_may_be_of_several_outputs() -> None:
+    both = {"digit": LABELS, "odd": (LABELS % 2).astype(np.float64)}
+    for data in ((INPUTS, both), batched(INPUTS, both)):
+        summary = summarise(data, classes={"digit": 3, "odd": 2, "more": 5})
+        assert summary.labels == {"digit": "integers", "odd": "integers", "more": "none"}
+        assert summary.label_counts == {"digit": (4, 3, 3), "odd": (7, 3), "more": ()}
+        assert summary.classes_seen == {"digit": 3, "odd": 2, "more": 0}
+        with pytest.raises(DataError, match=r"`train` must have one tensor of labels.* digit, odd"):
+            summarise(data, classes=3)
+        with pytest.raises(DataError, match=r"`train`, for the output 'odd', .* below 1\."):
+            summarise(data, classes={"digit": 3, "odd": 1})
+    weights = {"digit": np.ones(10), "odd": -np.ones(10)}
+    with pytest.raises(DataError, match=r"must have finite weights >= 0\. Received: -1\.0"):
+        summarise((INPUTS, both, weights), classes={"digit": 3, "odd": 2})
+
+
 def test_as_batches_refuses_settings_it_cannot_use() -> None:
     with pytest.raises(SettingError, match="`batch_size` must be None where `train` is"):
         as_batches(batched(INPUTS, LABELS), batch_size=4)

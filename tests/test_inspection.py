@@ -301,12 +301,23 @@ def test_half_precision_fails() -> None:
     assert found.status == "fail"
 
 
-def test_several_outputs_fail() -> None:
+def test_several_outputs_are_looked_at_one_by_one() -> None:
     inputs = tf_keras.Input((4,))
-    outputs = [tf_keras.layers.Dense(2)(inputs), tf_keras.layers.Dense(2)(inputs)]
+    outputs = {
+        "digit": tf_keras.layers.Dense(3)(inputs),
+        "parity": tf_keras.layers.Dense(1, activation="sigmoid")(inputs),
+    }
     found = inspect(tf_keras.Model(inputs, outputs))
-    assert "must have one output" in finding(found, "outputs").message
-    assert found.status == "fail"
+    assert [(each.name, each.shape) for each in found.outputs] == [
+        ("digit", (None, 3)),
+        ("parity", (None, 1)),
+    ]
+    assert finding(found, "softmax").layers == ("parity",)
+    assert found.status == "warn"
+    outputs["map"] = tf_keras.layers.Reshape([2, 2])(inputs)
+    refused = inspect(tf_keras.Model(inputs, outputs))
+    assert finding(refused, "outputs").layers == ("map",)
+    assert refused.status == "fail"
 
 
 def test_outputs_that_are_no_classes_are_looked_at() -> None:

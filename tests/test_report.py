@@ -163,7 +163,7 @@ def test_nothing_is_written_when_details_have_no_form_in_json(tmp_path: Path) ->
         ("[]", r"must be a report of this library"),
         ('{"loss": 1}', r"must be a report of this library\. Received: KeyError: 'format'"),
         ('{"format": 1, "rows": []}', r"must be a report of this library"),
-        ('{"format": 99}', r"must be of format 1 or older\. Received: format 99\. Update"),
+        ('{"format": 99}', r"must be of format 2 or older\. Received: format 99\. Update"),
     ],
 )
 def test_unreadable_reports(tmp_path: Path, content: str | None, message: str) -> None:
@@ -563,7 +563,7 @@ def test_distilled_worse_than_alone() -> None:
 
 
 def test_the_standard_error_is_that_of_drawn_test_sets() -> None:
-    from tfdistill.report import _standard_error
+    from tfdistill.advice import _standard_error
 
     draws = np.random.default_rng(0).binomial(500, [[0.9], [0.8]], (2, 20_000)) / 500
     assert _standard_error(0.9, 0.8, 500) == pytest.approx(np.std(draws[0] - draws[1]), rel=0.03)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _LAZY says the same to Pytho
     from tfdistill.certificate import certify
     from tfdistill.chain import distill_in_turn
     from tfdistill.data import RandomShiftAndFlip, load_dataset
+    from tfdistill.distillation import Distillation
     from tfdistill.distiller import Distiller
     from tfdistill.export import Export, Limits, Normalisation
     from tfdistill.inspection import inspect
@@ -41,7 +42,6 @@ if TYPE_CHECKING:  # for type checkers and editors; _LAZY says the same to Pytho
     from tfdistill.pipeline import Pipeline, Result
     from tfdistill.pruning import Pruning
     from tfdistill.quantization import Quantization
-    from tfdistill.stages import Distillation
     from tfdistill.targets import StoredTargets, store_targets
 
 __version__ = "0.1.0"
@@ -93,7 +93,7 @@ __all__ = [
 _LAZY = {
     "Adversarial": "adversarial",
     "CutMix": "mixing",
-    "Distillation": "stages",
+    "Distillation": "distillation",
     "Distiller": "distiller",
     "Export": "export",
     "Limits": "export",

@@ -18,6 +18,7 @@ from tfdistill.export import Export, ExportedModel, export_model
 from tfdistill.export.saved_artifacts import inspect_artifact
 from tfdistill.export.settings import SAVED
 from tfdistill.litert.sidecar import check_artifact_path, read_sidecar, sidecar_path, write_sidecar
+from tfdistill.named import by_name
 from tfdistill.runs.files import reading_and_writing
 from tfdistill.runs.records import DamagedFileError, read_record, sha256_of
 from tfdistill.runs.run import RunDirectory, StageResult, fingerprint
@@ -40,8 +41,10 @@ class Artifact:
         method: How it was quantized, in words.
         interface: How an app feeds and reads it.
         left_float: What is not as the format's name says, a sentence each.
-        predictions: Its class for every test example, int64 `[examples]`.
-        labels: The true class of each, int64 `[examples]`.
+        predictions: Its class for every test example, int64 `[examples]`; of several outputs by
+            name.
+        labels: The true class of each, int64 `[examples]`; of several outputs by name, of those
+            that have labels.
     """
 
     path: Path
@@ -49,8 +52,8 @@ class Artifact:
     method: str
     interface: Mapping[str, Any]
     left_float: tuple[str, ...]
-    predictions: np.ndarray
-    labels: np.ndarray
+    predictions: Any
+    labels: Any
 
 
 def artifact_path(directory: RunDirectory, format: str) -> Path:
@@ -214,12 +217,28 @@ def make_artifacts(
             summaries[format] = _summary(made[format], certificate.write_sidecar(written.path))
     if uncertified:
         return made, uncertified
-    arrays = {format: artifact.predictions for format, artifact in made.items()}
+    arrays: dict[str, np.ndarray] = {}
+    for format, artifact in made.items():
+        arrays |= _stored(format, artifact.predictions)
     first, *others = (artifact.labels for artifact in made.values())
     for labels in others:
-        require_same_labels(first, labels)
-    stage.commit({**arrays, _LABELS: first}, {}, summaries)
+        for name, each in by_name(first).items():
+            require_same_labels(each, by_name(labels)[name])
+    stage.commit({**arrays, **_stored(_LABELS, first)}, {}, summaries)
     return made, {}
+
+
+def _stored(what: str, values: Any) -> dict[str, np.ndarray]:
+    """Arrays of one output, or of each, by the names that a stage keeps them under."""
+    return {f"{what}/{name}" if name else what: each for name, each in by_name(values).items()}
+
+
+def _read(what: str, arrays: Mapping[str, np.ndarray]) -> Any:
+    """What `_stored` was given."""
+    if what in arrays:
+        return arrays[what]
+    start = f"{what}/"
+    return {n.removeprefix(start): each for n, each in arrays.items() if n.startswith(start)}
 
 
 def _artifact(written: ExportedModel, certificate: Certificate) -> Artifact:
@@ -229,8 +248,8 @@ def _artifact(written: ExportedModel, certificate: Certificate) -> Artifact:
         method=written.method,
         interface=written.interface,
         left_float=written.left_float,
-        predictions=np.asarray(certificate.predictions),
-        labels=np.asarray(certificate.labels),
+        predictions=certificate.predictions,
+        labels=certificate.labels,
     )
 
 
@@ -265,7 +284,7 @@ def _finished(
             method=summary["method"],
             interface=summary["interface"],
             left_float=tuple(summary["left_float"]),
-            predictions=result.arrays[format],
-            labels=result.arrays[_LABELS],
+            predictions=_read(format, result.arrays),
+            labels=_read(_LABELS, result.arrays),
         )
     return found

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfdistill.comparison import Comparison, Runnable, compare_classifiers
-from tfdistill.errors import CertificationError, SettingError
+from tfdistill.errors import CertificationError
+from tfdistill.evaluation import share_of_right
 from tfdistill.export import Limits
 from tfdistill.export.exported import left_float
 from tfdistill.export.saved_artifacts import inspect_artifact, open_artifact
+from tfdistill.export.settings import check_label_names
 from tfdistill.host import processor, versions
 from tfdistill.litert.flatbuffer import Operator
 from tfdistill.litert.metadata import read_metadata
@@ -22,63 +24,38 @@ from tfdistill.litert.runtime import Latency, LiteRTModel, measure_latency
 from tfdistill.litert.sidecar import (
     check_artifact_path,
     describe_interface,
+    label_names_of,
     read_sidecar,
     sidecar_path,
     was_exported,
     write_sidecar,
 )
+from tfdistill.named import by_name
+from tfdistill.output_certificate import (
+    OutputCertificate,
+    OutputError,
+    WorstExample,
+    certified,
+    failures_of,
+)
 
-__all__ = ["Certificate", "Latency", "Limits", "OutputError", "WorstExample", "certify"]
-
-_WORST = 10
-
-
-@dataclass(frozen=True)
-class OutputError:
-    """How far the artifact's outputs are from the model's, over all outputs of all examples.
-
-    Attributes:
-        unit: "quantization steps" of the output; "output units" where it is not quantized.
-        scale: One quantization step in output units, `None` where it is not quantized.
-        p50: Half of the outputs err by no more, in `unit`.
-        p99: 99 % of the outputs err by no more, in `unit`.
-        maximum: The largest error, in `unit`.
-        max_absolute: The largest error, in output units.
-        max_relative: The largest error as a share of the model's largest output.
-    """
-
-    unit: str
-    scale: float | None
-    p50: float
-    p99: float
-    maximum: float
-    max_absolute: float
-    max_relative: float
-
-
-@dataclass(frozen=True)
-class WorstExample:
-    """An example on which the artifact's output is far from the model's.
-
-    Attributes:
-        index: Its place in the test set.
-        label: Its class.
-        prediction: The class that the artifact predicts.
-        reference_prediction: The class that the model predicts.
-        error: Its largest output error, in the unit of `OutputError`; `None` where an output is
-            not finite.
-    """
-
-    index: int
-    label: int
-    prediction: int
-    reference_prediction: int
-    error: float | None
+__all__ = [
+    "Certificate",
+    "Latency",
+    "Limits",
+    "OutputCertificate",
+    "OutputError",
+    "WorstExample",
+    "certify",
+]
 
 
 @dataclass(frozen=True)
 class Certificate:
     """What an artifact is and how it behaves.
+
+    Of several outputs the shares here are of examples on which all of them are right, or agree;
+    what is said of each is in `outputs`, and held against the limits.
 
     Attributes:
         artifact: The file's name.
@@ -91,7 +68,7 @@ class Certificate:
         weight_zeros: Weight tensor's name to its (zeros, weights).
         operators: Operators with their types; none of a SavedModel or a Keras file.
         examples: Size of the test set.
-        classes: Number of classes.
+        classes: Number of classes; `None` of several outputs.
         accuracy: Share of right classes, of the artifact.
         reference_accuracy: Share of right classes, of the model the artifact came from.
         per_class_accuracy: Of the artifact, by class; `None` for a class without examples.
@@ -107,8 +84,11 @@ class Certificate:
         label_names: The classes' names.
         left_float: What is not as the format's name says, and why, a sentence each.
         layers_left_float: Layer to the reason why quantization-aware training left it in float.
-        predictions: The artifact's class for each example, int64 `[examples]`; not written.
-        labels: The true class of each, int64 `[examples]`; not written.
+        predictions: The artifact's class for each example, int64 `[examples]`; of several outputs
+            by name; not written.
+        labels: The true class of each, int64 `[examples]`; by name of those outputs that have
+            labels; not written.
+        outputs: Of several outputs what is said of each, by name.
     """
 
     artifact: str
@@ -121,7 +101,7 @@ class Certificate:
     weight_zeros: Mapping[str, tuple[int, int]]
     operators: tuple[Operator, ...]
     examples: int
-    classes: int
+    classes: int | None
     accuracy: float
     reference_accuracy: float
     per_class_accuracy: tuple[float | None, ...]
@@ -137,8 +117,9 @@ class Certificate:
     label_names: tuple[str, ...] = ()
     left_float: tuple[str, ...] = ()
     layers_left_float: Mapping[str, str] = field(default_factory=dict)
-    predictions: np.ndarray | None = field(default=None, repr=False, compare=False)
-    labels: np.ndarray | None = field(default=None, repr=False, compare=False)
+    predictions: Any = field(default=None, repr=False, compare=False)
+    labels: Any = field(default=None, repr=False, compare=False)
+    outputs: Mapping[str, OutputCertificate] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -162,6 +143,8 @@ class Certificate:
         """The certificate in JSON's types, without `predictions` and `labels`."""
         found = {**asdict(self), "passed": self.passed}
         del found["predictions"], found["labels"]
+        if not self.outputs:
+            del found["outputs"]
         return found
 
     @classmethod
@@ -181,6 +164,8 @@ class Certificate:
         for name, kind in single.items():
             values[name] = kind(**values[name]) if values[name] is not None else None
         values["layers_left_float"] = dict(values.get("layers_left_float", {}))
+        outputs = values.get("outputs", {}).items()
+        values["outputs"] = {name: OutputCertificate.from_dict(each) for name, each in outputs}
         values["weight_zeros"] = {k: tuple(v) for k, v in values["weight_zeros"].items()}
         return cls(**values)
 
@@ -212,8 +197,8 @@ class Certificate:
         ours = older is not None and was_exported(older, self.sha256)
         kept = _described(path, self.sha256)
         interface = kept["interface"] if kept else describe_interface(inspection)
-        if not ours and not interface["label_names"]:
-            interface = {**interface, "label_names": list(self.label_names)}
+        if not ours and not label_names_of(interface):
+            interface = self._with_label_names(interface)
         return write_sidecar(
             path,
             inspection=inspection,
@@ -224,6 +209,17 @@ class Certificate:
             exported=ours,
         )
 
+    def _with_label_names(self, interface: dict[str, Any]) -> dict[str, Any]:
+        """How the artifact is read, with the classes' names."""
+        if not self.outputs:
+            return {**interface, "label_names": list(self.label_names)}
+        names = {each.name: [*each.label_names] for each in self.outputs.values()}
+        outputs = [
+            {**each, **({"label_names": names[each["name"]]} if names[each["name"]] else {})}
+            for each in interface["outputs"]
+        ]
+        return {**interface, "outputs": outputs}
+
 
 def certify(
     path: str | os.PathLike[str],
@@ -232,12 +228,13 @@ def certify(
     *,
     limits: Limits | None = None,
     float32_path: str | os.PathLike[str] | None = None,
-    label_names: Sequence[str] = (),
+    label_names: Sequence[str] | Mapping[str, Sequence[str]] = (),
 ) -> Certificate:
     """Runs an artifact on a test set and holds it against the model it came from.
 
-    For classifiers with one output `[batch, classes]`, or `[batch, 1]` for two classes: class 1
+    For classifiers with outputs `[batch, classes]`, or `[batch, 1]` for two classes: class 1
     is then a probability above 0.5, where the artifact ends in a sigmoid, or a logit above 0.
+    Each of several outputs is held against the limits; one without labels but for its accuracy.
     The set is read batch by batch; outputs and labels are kept, inputs are not.
 
     Args:
@@ -245,14 +242,15 @@ def certify(
             that this library wrote, run by TensorFlow.
         model: What it came from: a tf_keras model (simulating 8-bit arithmetic, after
             quantization-aware training), a Keras 3 model, or a function from a batch of inputs
-            to outputs of the artifact's shape.
+            to outputs of the artifact's shape; to several by the artifact's names.
         data: Batches `(x, y)` or `(x, y, weights)`, such as a `tf.data.Dataset`, or one such
             tuple of arrays. `x` is what the model takes; `y` is class numbers `[batch]` or
-            one-hot rows `[batch, classes]`. Weights are not used.
+            one-hot rows `[batch, classes]`; of several outputs by name, some may be missing, or a
+            tuple in the model's order. Weights are not used.
         limits: What passes; by default the format's own limits.
         float32_path: The float32 student's artifact, to compare latencies.
         label_names: The classes' names; by default those in the JSON file beside the artifact,
-            or in the artifact.
+            or in the artifact. Of several outputs by name.
 
     Raises:
         CertificationError: The artifact needs operators that cannot be run here. What it does
@@ -275,20 +273,22 @@ def certify(
         )
     artifact = open_artifact(path)
     known = _described(path, inspection.sha256)
-    label_names = tuple(label_names or (known["interface"]["label_names"] if known else ()))
     format = known["artifact"]["format"] if known else inspection.format
     certified_before = (known or {}).get("certificate") or {}
     run = compare_classifiers(artifact, model, data)
-    if label_names and len(label_names) != run.classes:
-        raise SettingError(
-            f"`label_names` must be {run.classes} names, one for each class.",
-            received=label_names,
-        )
+    names = _label_names(label_names, run, known)
     limits = (limits or Limits()).for_format(inspection.format)
-    output_error, worst = _compare(run, inspection.output_scales[artifact.outputs[0].name])
+    outputs = {
+        name: certified(each, inspection.output_scales[each.name], names[name])
+        for name, each in run.outputs.items()
+    }
+    failures = [
+        f"{name}: {failure}" if name else failure
+        for name, each in run.outputs.items()
+        for failure in failures_of(outputs[name], each, limits)
+    ]
     latency, float32_latency = _latencies(artifact, float32_path, run.first)
-    right = run.predictions == run.labels
-    certificate = Certificate(
+    return Certificate(
         artifact=Path(path).name,
         sha256=inspection.sha256,
         format=inspection.format,
@@ -298,94 +298,56 @@ def certify(
         zeros=inspection.zeros,
         weight_zeros={each.name: (each.zeros, each.elements) for each in inspection.weights},
         operators=inspection.operators,
-        examples=len(run.labels),
-        classes=run.classes,
-        accuracy=float(np.mean(right)),
-        reference_accuracy=float(np.mean(run.reference_predictions == run.labels)),
-        per_class_accuracy=tuple(
-            float(np.mean(right[run.labels == label])) if label in run.labels else None
-            for label in range(run.classes)
-        ),
-        agreement=float(np.mean(run.predictions == run.reference_predictions)),
-        output_error=output_error,
-        worst_examples=worst,
+        examples=run.examples,
         latency=latency,
         float32_latency=float32_latency,
         host=f"{processor()} (host CPU, one thread: no phone)",
         versions=versions(),
         limits=limits,
-        failures=(),
-        label_names=label_names,
+        failures=tuple(failures),
         left_float=left_float(inspection, format, model) if hasattr(model, "layers") else (),
         layers_left_float=certified_before.get("layers_left_float", {}),
-        predictions=run.predictions,
-        labels=run.labels,
+        **_answers(run, outputs),
     )
-    return replace(certificate, failures=_failures(certificate, run))
 
 
-def _compare(
-    run: Comparison, scale: float | None
-) -> tuple[OutputError | None, tuple[WorstExample, ...]]:
-    """The difference of the outputs, over all of them and by example."""
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(run.outputs.astype(np.float64) - run.reference_outputs)
-    errors = difference / (scale or 1.0)
-    finite = errors[np.isfinite(errors)]
-    summary = None
-    if finite.size:
-        largest = np.abs(run.reference_outputs[np.isfinite(run.reference_outputs)]).max(initial=0)
-        absolute = float(difference[np.isfinite(difference)].max())
-        summary = OutputError(
-            unit="quantization steps" if scale else "output units",
-            scale=scale,
-            p50=float(np.quantile(finite, 0.5)),
-            p99=float(np.quantile(finite, 0.99)),
-            maximum=float(finite.max()),
-            max_absolute=absolute,
-            max_relative=absolute / float(largest) if largest else 0.0,
-        )
-    by_example = np.nan_to_num(errors, nan=np.inf).max(axis=1)
-    worst = tuple(
-        WorstExample(
-            index=int(index),
-            label=int(run.labels[index]),
-            prediction=int(run.predictions[index]),
-            reference_prediction=int(run.reference_predictions[index]),
-            error=float(by_example[index]) if np.isfinite(by_example[index]) else None,
-        )
-        for index in np.argsort(-by_example, kind="stable")[:_WORST]
-        if by_example[index] > 0
-    )
-    return summary, worst
+def _answers(run: Comparison, outputs: Mapping[str, OutputCertificate]) -> dict[str, Any]:
+    """What is said of the only output, or of all."""
+    labels = {name: each.labels for name, each in run.outputs.items() if each.labels is not None}
+    predictions = {name: each.predictions for name, each in run.outputs.items()}
+    if len(outputs) == 1:
+        (only,) = outputs.values()
+        found = {each.name: getattr(only, each.name) for each in fields(only)}
+        del found["name"]
+        return {**found, "predictions": predictions[""], "labels": labels[""]}
+    references = {name: each.reference_predictions for name, each in run.outputs.items()}
+    return {
+        "classes": None,
+        "accuracy": share_of_right(predictions, labels),
+        "reference_accuracy": share_of_right(references, labels),
+        "per_class_accuracy": (),
+        "agreement": share_of_right(predictions, references),
+        "output_error": None,
+        "worst_examples": (),
+        "predictions": predictions,
+        "labels": labels,
+        "outputs": outputs,
+    }
 
 
-def _failures(certificate: Certificate, run: Comparison) -> tuple[str, ...]:
-    limits, failures = certificate.limits, []
-    for who, outputs in (("artifact", run.outputs), ("model", run.reference_outputs)):
-        broken = np.count_nonzero(~np.isfinite(outputs).all(axis=1))
-        if broken:
-            failures.append(
-                f"The {who} gives NaN or infinity on {broken} of {certificate.examples} examples."
-            )
-    drop = certificate.reference_accuracy - certificate.accuracy
-    if limits.max_accuracy_drop is not None and drop > limits.max_accuracy_drop + 1e-9:
-        failures.append(
-            f"Accuracy drops by {drop:.4f}, from {certificate.reference_accuracy:.4f} to "
-            f"{certificate.accuracy:.4f}; the limit is {limits.max_accuracy_drop:.4f}."
-        )
-    if limits.min_agreement is not None and certificate.agreement < limits.min_agreement - 1e-9:
-        failures.append(
-            f"Artifact and model agree on {certificate.agreement:.4f} of the examples; the limit "
-            f"is {limits.min_agreement:.4f}."
-        )
-    error, steps = certificate.output_error, limits.max_output_error_steps
-    if steps is not None and error is not None and error.scale and error.p99 > steps:
-        failures.append(
-            f"1 % of the outputs err by more than {error.p99:.2f} quantization steps; the limit "
-            f"is {steps:g}."
-        )
-    return tuple(failures)
+def _label_names(
+    given: Any, run: Comparison, known: Mapping[str, Any] | None
+) -> dict[str, tuple[str, ...]]:
+    """The classes' names by output: those given, else those that the artifact is known to have."""
+    label_names = {output: tuple(names) for output, names in by_name(given or ()).items()}
+    if not any(label_names.values()):
+        described = label_names_of(known["interface"]) if known else {}
+        label_names = {n: tuple(described.get(c.name, ())) for n, c in run.outputs.items()}
+    label_names = {output: names for output, names in label_names.items() if names}
+    if label_names:
+        of_one = label_names.get("", label_names)
+        check_label_names(of_one, {name: each.classes for name, each in run.outputs.items()})
+    return {name: label_names.get(name, ()) for name in run.outputs}
 
 
 def _described(path: str | os.PathLike[str], sha256: str) -> dict[str, Any] | None:

@@ -59,7 +59,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
 
 
 def _print_benchmark(measured: Benchmark) -> None:
-    from tfdistill.report import kilobytes
+    from tfdistill.rows import kilobytes
     from tfdistill.terminal import Terminal
 
     terminal = Terminal()
@@ -128,8 +128,10 @@ def _certify(arguments: argparse.Namespace) -> int:
 
     limits = td.Limits(**{name: getattr(arguments, name) for name in _LIMITS})
     model = td.load_model(arguments.model)
-    data = td.load_dataset(arguments.dataset, data_dir=arguments.data_dir)
-    certificate = td.certify(arguments.artifact, model, data.test, limits=limits)
+    test = td.load_dataset(arguments.dataset, data_dir=arguments.data_dir).test
+    if arguments.output is not None:
+        test = test.map(lambda inputs, labels: (inputs, {arguments.output: labels}))
+    certificate = td.certify(arguments.artifact, model, test, limits=limits)
     if arguments.json:
         _print_json(certificate.to_dict())
     else:
@@ -138,6 +140,14 @@ def _certify(arguments: argparse.Namespace) -> int:
             f"accuracy {certificate.accuracy:.4f} in LiteRT, "
             f"{certificate.reference_accuracy:.4f} in Keras; agreement {certificate.agreement:.4f}"
         )
+        for name, output in certificate.outputs.items():
+            accuracy = "no labels"
+            if output.accuracy is not None:
+                accuracy = (
+                    f"accuracy {output.accuracy:.4f} in LiteRT, "
+                    f"{output.reference_accuracy:.4f} in Keras"
+                )
+            print(f"  {name}: {accuracy}; agreement {output.agreement:.4f}")
         for failure in certificate.failures:
             print(f"  {failure}")
     return _PASSED if certificate.passed else _FAILED
@@ -217,6 +227,12 @@ def _add_certify(commands: Any) -> None:
         metavar="DIR",
         type=Path,
         help="where TensorFlow Datasets finds it prepared (default: its own folder)",
+    )
+    certify.add_argument(
+        "--output",
+        metavar="NAME",
+        help="of several outputs the one that the labels are of; the others are held against the "
+        "model by their agreement alone",
     )
     limits = certify.add_argument_group("limits", "what it must hold; by default the format's own")
     limits.add_argument(

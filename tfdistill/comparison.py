@@ -5,7 +5,7 @@ For classifiers; another task adds its own function beside `compare_classifiers`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,8 +13,10 @@ import numpy as np
 
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import DataError, ModelError
+from tfdistill.heads import output_names
 from tfdistill.litert.flatbuffer import Inspection, TensorInterface
 from tfdistill.litert.runtime import inputs_by_name, signature_names
+from tfdistill.plans import by_output
 
 _BATCH = 256
 
@@ -39,25 +41,40 @@ class Runnable(Protocol):
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What artifact and model answered, in the order of the test set.
+class Compared:
+    """What artifact and model answered at one output, in the order of the test set.
 
     Attributes:
+        name: Its name in the artifact.
         classes: Number of classes.
         outputs: The artifact's, float32 `[examples, units]`.
         reference_outputs: The model's, float32 `[examples, units]`.
         predictions: The artifact's classes, int64 `[examples]`.
         reference_predictions: The model's classes, int64 `[examples]`.
-        labels: The true classes, int64 `[examples]`.
-        first: The inputs of the first example, by name, each `[1, ...]`.
+        labels: The true classes, int64 `[examples]`; `None` where the set has none.
     """
 
+    name: str
     classes: int
     outputs: np.ndarray
     reference_outputs: np.ndarray
     predictions: np.ndarray
     reference_predictions: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What artifact and model answered at all outputs.
+
+    Attributes:
+        outputs: By the names that the model has for them; of one output under the name "".
+        examples: Size of the test set.
+        first: The inputs of the first example, by name, each `[1, ...]`.
+    """
+
+    outputs: Mapping[str, Compared]
+    examples: int
     first: dict[str, np.ndarray]
 
 
@@ -65,9 +82,11 @@ def compare_classifiers(artifact: Runnable, model: Any, data: Any) -> Comparison
     """Runs both over a test set, batch by batch; inputs are not kept.
 
     Args:
-        artifact: With one output `[batch, classes]`, or `[batch, 1]` for two classes.
-        model: A Keras model, or a function from a batch of inputs to `[batch, classes]`.
-        data: Batches `(x, y)` or `(x, y, weights)`, or one such tuple of arrays.
+        artifact: With outputs `[batch, classes]`, or `[batch, 1]` for two classes.
+        model: A Keras model, or a function from a batch of inputs to `[batch, classes]`; of several
+            outputs to a dictionary by name.
+        data: Batches `(x, y)` or `(x, y, weights)`, or one such tuple of arrays. Of several outputs
+            `y` is by name, and may lack some, or in their order.
 
     Raises:
         DataError: The data is empty or endless, has other shapes, or labels outside the classes.
@@ -75,50 +94,107 @@ def compare_classifiers(artifact: Runnable, model: Any, data: Any) -> Comparison
     """
     classes = _classes(artifact)
     names = _input_names(model, artifact)
-    reference = _reference(model, signature_names(names), artifact)
-    output = artifact.outputs[0]
+    ends = _ends(model, artifact)  # the model's names of the outputs to the artifact's
+    reference = _reference(model, signature_names(names), artifact, ends)
     dtypes = _dtypes(artifact)
-    outputs, reference_outputs, labels = [], [], []
+    ours: dict[str, list[np.ndarray]] = {name: [] for name in ends}
+    theirs: dict[str, list[np.ndarray]] = {name: [] for name in ends}
+    labels: dict[str, list[np.ndarray]] = {name: [] for name in ends}
     first: dict[str, np.ndarray] = {}
     for x, y in _batches(data):
         inputs = {
             name: values.astype(dtypes.get(name, values.dtype))
             for name, values in inputs_by_name(x, names).items()
         }
-        outputs.append(artifact.predict(inputs)[output.name])
-        reference_outputs.append(reference(inputs))
-        if reference_outputs[-1].shape != outputs[-1].shape:
-            raise ModelError(
-                f"`model` must give outputs as the artifact does: [batch, {output.shape[1]}].",
-                received=reference_outputs[-1].shape,
-                hint="Give the model that the artifact came from.",
-            )
-        labels.append(_class_numbers(y, len(outputs[-1]), classes))
+        answers, expected = artifact.predict(inputs), reference(inputs)
+        for name, end in ends.items():
+            ours[name].append(answers[end])
+            theirs[name].append(expected[name])
+            if theirs[name][-1].shape != ours[name][-1].shape:
+                raise ModelError(
+                    "`model` must give outputs as the artifact does: "
+                    f"{f'{name} ' if name else ''}[batch, {ours[name][-1].shape[1]}].",
+                    received=theirs[name][-1].shape,
+                    hint="Give the model that the artifact came from.",
+                )
+        for name, given in _labels_by_output(y, tuple(ends)).items():
+            end = ends[name]
+            labels[name].append(_class_numbers(given, len(ours[name][-1]), classes[end], name))
         first = first or {name: values[:1].copy() for name, values in inputs.items()}
-    if not labels:
+    if not first:
         raise DataError("`data` must hold one example or more.", received="no examples")
-    ours, theirs = np.concatenate(outputs), np.concatenate(reference_outputs)
-    threshold = 0.5 if output.name in artifact.inspection.probabilities else 0.0
-    return Comparison(
-        classes=classes,
-        outputs=ours,
-        reference_outputs=theirs,
-        predictions=_predicted(ours, threshold),
-        reference_predictions=_predicted(theirs, threshold),
-        labels=np.concatenate(labels),
-        first=first,
-    )
-
-
-def _classes(artifact: Runnable) -> int:
-    shapes = [spec.shape for spec in artifact.outputs]
-    if len(shapes) != 1 or len(shapes[0]) != 2:
-        raise ModelError(
-            "`path` must be a classifier with one output [1, classes].",
-            received=", ".join(f"{spec.name} {spec.shape}" for spec in artifact.outputs),
-            hint="Export a model of the output to certify.",
+    if not any(labels.values()):
+        raise DataError(
+            "`data` must have labels for an output.", received=f"none for {', '.join(ends)}"
         )
-    return max(2, shapes[0][1])
+    compared = {}
+    for name, end in ends.items():
+        threshold = 0.5 if end in artifact.inspection.probabilities else 0.0
+        outputs, references = np.concatenate(ours[name]), np.concatenate(theirs[name])
+        if labels[name] and sum(map(len, labels[name])) != len(outputs):
+            raise DataError(
+                f"`data` must have labels for the output {name!r} in every batch, or in none.",
+                received=f"{sum(map(len, labels[name]))} labels for {len(outputs)} examples",
+            )
+        compared[name] = Compared(
+            name=end,
+            classes=classes[end],
+            outputs=outputs,
+            reference_outputs=references,
+            predictions=_predicted(outputs, threshold),
+            reference_predictions=_predicted(references, threshold),
+            labels=np.concatenate(labels[name]) if labels[name] else None,
+        )
+    return Comparison(compared, len(outputs), first)
+
+
+def _classes(artifact: Runnable) -> dict[str, int]:
+    """Number of classes by the output's name in the artifact."""
+    if any(len(spec.shape) != 2 for spec in artifact.outputs):
+        raise ModelError(
+            "`path` must be a classifier with one output [1, classes], or several.",
+            received=", ".join(f"{spec.name} {spec.shape}" for spec in artifact.outputs),
+            hint="Export a model of the outputs to certify.",
+        )
+    return {spec.name: max(2, spec.shape[1]) for spec in artifact.outputs}
+
+
+def _ends(model: Any, artifact: Runnable) -> dict[str, str]:
+    """Names of the model's outputs to the artifact's; of one output "" to its."""
+    specs = [spec.name for spec in artifact.outputs]
+    if len(specs) == 1:
+        return {"": specs[0]}
+    if not isinstance(model, (tf_keras.Model, keras.Model)):
+        return {name: name for name in specs}
+    names = output_names(model)
+    ends = dict(zip(names, signature_names(names), strict=True))
+    if {*ends.values()} != {*specs}:
+        raise ModelError(
+            f"`model` must have the artifact's outputs: {', '.join(specs)}.",
+            received=", ".join(names),
+            hint="Give the model that the artifact came from.",
+        )
+    return ends
+
+
+def _labels_by_output(labels: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Labels of a batch by the output that they are of."""
+    if len(names) == 1:
+        if isinstance(labels, Mapping):
+            raise DataError(
+                "`data` must have one tensor of labels: the artifact has one output.",
+                received=f"labels by name: {', '.join(labels)}",
+            )
+        return {names[0]: labels}
+    if not isinstance(labels, (Mapping, tuple, list)):
+        raise DataError(
+            "`data` must have labels by output, of which the artifact has several.",
+            received=f"{type(labels).__name__} for {', '.join(names)}",
+            hint="Give (x, {name: labels, ...}); outputs without labels may be left out. On the "
+            "command line, --output says which one the labels are of.",
+        )
+    found = by_output(labels, names, "labels", error=DataError)
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def _predicted(outputs: np.ndarray, threshold: float) -> np.ndarray:
@@ -142,9 +218,9 @@ def _dtypes(artifact: Runnable) -> dict[str, str]:
 
 
 def _reference(
-    model: Any, names: Sequence[str], artifact: Runnable
-) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
-    """The model as a function from inputs by name to its one output, float32."""
+    model: Any, names: Sequence[str], artifact: Runnable, ends: Mapping[str, str]
+) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The model as a function from inputs by name to its outputs by name, float32."""
     if not isinstance(model, (tf_keras.Model, keras.Model)):
         if not callable(model):
             raise ModelError(
@@ -178,11 +254,20 @@ def _reference(
         def call(inputs: dict[str, np.ndarray]) -> Any:
             return concrete(*(tf.constant(inputs[name]) for name in names))
 
-    def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
-        results = tf.nest.flatten(call(inputs))
-        if len(results) != 1:
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        said = call(inputs)
+        results = tf.nest.flatten(said)
+        if len(ends) == 1 and len(results) != 1:
             raise ModelError("`model` must have one output.", received=f"{len(results)} outputs")
-        return np.asarray(results[0]).astype(np.float32)
+        if len(ends) > 1 and not isinstance(model, (tf_keras.Model, keras.Model)):
+            if not isinstance(said, Mapping) or {*said} != {*ends}:
+                raise ModelError(
+                    f"`model` must return a dictionary of its outputs: {', '.join(ends)}.",
+                    received=", ".join(said) if isinstance(said, Mapping) else type(said).__name__,
+                )
+            results = [said[name] for name in ends]
+        found = zip(ends, results, strict=True)
+        return {name: np.asarray(each).astype(np.float32) for name, each in found}
 
     return run
 
@@ -195,7 +280,7 @@ def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
             hint="Use data.take(n) for the number of batches in one pass.",
         )
     if isinstance(data, tuple):
-        size = len(data[1]) if len(data) > 1 else 0
+        size = len(tf.nest.flatten(data[1])[0]) if len(data) > 1 else 0
         data = [
             tf.nest.map_structure(lambda values: values[at : at + _BATCH], data[:2])  # noqa: B023
             for at in range(0, size, _BATCH)
@@ -208,21 +293,22 @@ def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
         yield batch[0], batch[1]
 
 
-def _class_numbers(labels: Any, size: int, classes: int) -> np.ndarray:
+def _class_numbers(labels: Any, size: int, classes: int, output: str) -> np.ndarray:
     """Labels as class numbers, int64 `[batch]`, from class numbers or one-hot rows."""
     labels = np.asarray(labels)
+    who = f"`data`, for the output {output!r}," if output else "`data`"
     if labels.shape == (size, classes):
         return labels.argmax(axis=1).astype(np.int64)
     if labels.size != size:
         raise DataError(
-            f"`data` must have labels [batch] or one-hot rows [batch, {classes}].",
+            f"{who} must have labels [batch] or one-hot rows [batch, {classes}].",
             received=labels.shape,
         )
     labels = labels.reshape(-1)
     outside = labels[(labels < 0) | (labels >= classes) | (labels != np.floor(labels))]
     if outside.size:
         raise DataError(
-            f"`data` must have labels from 0 to {classes - 1}: the artifact has {classes} classes.",
+            f"{who} must have labels from 0 to {classes - 1}: the artifact has {classes} classes.",
             received=outside[0].item(),
         )
     return labels.astype(np.int64)

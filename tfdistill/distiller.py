@@ -28,8 +28,9 @@ from tfdistill.fitting import (
 from tfdistill.heads import output_names
 from tfdistill.labels import Labels
 from tfdistill.losses import DistillationLoss
-from tfdistill.losses.base import Outputs, Taught, one_or_all
+from tfdistill.losses.base import Outputs, Taught
 from tfdistill.mixing import Mixing, check_mixing
+from tfdistill.named import one_or_all
 from tfdistill.outputs import (
     ModelView,
     probe_inputs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from tfdistill._keras import tf
 from tfdistill.errors import DataError
+from tfdistill.named import by_name
 from tfdistill.outputs import predicted_classes
 
 
@@ -17,39 +18,62 @@ class Predictions(Protocol):
     """What can be compared with what another model says about the same test set."""
 
     @property
-    def predictions(self) -> np.ndarray:
-        """The predicted class of every example, int64 `[examples]`."""
+    def predictions(self) -> Any:
+        """The predicted class of every example, int64 `[examples]`; of several outputs by name."""
 
     @property
-    def labels(self) -> np.ndarray:
-        """Its true class, int64 `[examples]`."""
+    def labels(self) -> Any:
+        """Its true class, int64 `[examples]`; by name, of those outputs that have labels."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """A model's answers on a test set, in the order of the set.
 
+    Of several outputs both are by name: logits of those that the model has, labels of those that
+    the set has.
+
     Attributes:
         logits: float32 `[examples, classes]`.
         labels: int64 `[examples]`.
     """
 
-    logits: np.ndarray
-    labels: np.ndarray
+    logits: Any
+    labels: Any
 
     @property
-    def predictions(self) -> np.ndarray:
-        """The predicted class of every example, int64 `[examples]`."""
+    def names(self) -> tuple[str, ...]:
+        """Names of the outputs, where there are several; else none."""
+        return tuple(self.logits) if isinstance(self.logits, Mapping) else ()
+
+    def of(self, output: str) -> Evaluation:
+        """That of one output of several, which the model has and the set has labels for."""
+        return Evaluation(self.logits[output], self.labels[output])
+
+    @property
+    def predictions(self) -> Any:
+        """The predicted class of every example, int64 `[examples]`; of several outputs by name."""
+        if self.names:
+            return {n: np.asarray(predicted_classes(each)) for n, each in self.logits.items()}
         return np.asarray(predicted_classes(self.logits))
 
     @property
     def accuracy(self) -> float:
-        """Share of examples whose predicted class is the label."""
-        return float(np.mean(self.predictions == self.labels))
+        """Share of examples whose predicted class is the label.
+
+        Of several outputs: of examples of which all classes are right; NaN where the model does
+        not have all outputs that are labelled.
+        """
+        return share_of_right(self.predictions, self.labels)
 
     @property
     def per_class_accuracy(self) -> tuple[float, ...]:
-        """Accuracy on the examples of each class; NaN for a class the set does not hold."""
+        """Accuracy on the examples of each class; NaN for a class the set does not hold.
+
+        Of several outputs nothing: see `of`.
+        """
+        if self.names:
+            return ()
         right = self.predictions == self.labels
         classes = max(2, self.logits.shape[-1])
         return tuple(
@@ -58,14 +82,32 @@ class Evaluation:
         )
 
 
+def share_of_right(predictions: Any, labels: Any) -> float:
+    """Share of examples on which the predicted classes of all outputs are the labels.
+
+    Args:
+        predictions: int64 `[examples]`; of several outputs by name.
+        labels: The same, of those that have labels; NaN is the share where none has.
+    """
+    found, wanted = by_name(predictions), by_name(labels)
+    if not wanted or not wanted.keys() <= found.keys():
+        return float("nan")
+    return float(np.mean(np.all([found[name] == wanted[name] for name in wanted], axis=0)))
+
+
 def agreement(one: Predictions, other: Predictions) -> float:
     """Share of examples on which both predict the same class.
+
+    Of several outputs: the same classes, for those that both have.
 
     Raises:
         DataError: They did not see the same examples in the same order.
     """
-    require_same_labels(one.labels, other.labels)
-    return float(np.mean(one.predictions == other.predictions))
+    for name, labels in by_name(one.labels).items():
+        require_same_labels(labels, by_name(other.labels)[name])
+    ours, theirs = by_name(one.predictions), by_name(other.predictions)
+    same = [ours[name] == theirs[name] for name in ours if name in theirs]
+    return float(np.mean(np.all(same, axis=0)))
 
 
 def require_same_labels(one: np.ndarray, other: np.ndarray) -> None:
@@ -84,23 +126,28 @@ def require_same_labels(one: np.ndarray, other: np.ndarray) -> None:
         )
 
 
-def evaluate(logits_of: Callable[[Any], tf.Tensor], data: Any) -> Evaluation:
+def evaluate(logits_of: Callable[[Any], Any], data: Any) -> Evaluation:
     """Runs a model over a test set; keeps its logits, not the inputs.
 
     Args:
-        logits_of: From a batch of inputs to logits `[batch, classes]`.
+        logits_of: From a batch of inputs to logits `[batch, classes]`; of several outputs by name.
         data: `tf.data` set of batches `(inputs, labels)` or `(inputs, labels, weights)`; labels
-            are class numbers or one-hot.
+            are class numbers or one-hot; of several outputs by name.
     """
     # Concrete: of functions that are traced again in each evaluation TensorFlow warns.
     run = tf.function(logits_of).get_concrete_function(
         tf.nest.map_structure(_any_batch, data.element_spec[0])
     )
-    logits, labels = [], []
+    logits: list[Any] = []
+    labels: list[Any] = []
     for inputs, batch_labels, *_ in data:
-        logits.append(np.asarray(tf.cast(run(inputs), tf.float32)))
-        labels.append(class_numbers(np.asarray(batch_labels)))
-    return Evaluation(np.concatenate(logits), np.concatenate(labels))
+        logits.append(tf.nest.map_structure(_as_float32, run(inputs)))
+        labels.append(tf.nest.map_structure(class_numbers, batch_labels))
+
+    def joined(batches: list[Any]) -> Any:
+        return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
+
+    return Evaluation(joined(logits), joined(labels))
 
 
 def _any_batch(spec: tf.TensorSpec) -> tf.TensorSpec:
@@ -108,8 +155,13 @@ def _any_batch(spec: tf.TensorSpec) -> tf.TensorSpec:
     return tf.TensorSpec(shape, spec.dtype)
 
 
-def class_numbers(labels: np.ndarray) -> np.ndarray:
+def _as_float32(tensor: Any) -> np.ndarray:
+    return np.asarray(tf.cast(tensor, tf.float32))
+
+
+def class_numbers(labels: Any) -> np.ndarray:
     """Labels as class numbers, int64 `[batch]`, from class numbers or one-hot rows."""
+    labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] > 1:
         return labels.argmax(axis=1).astype(np.int64)
     return labels.reshape(-1).astype(np.int64)

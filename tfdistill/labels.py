@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -170,26 +170,43 @@ def per_example_label_loss(loss: Any, *, activation: str) -> LabelLoss:
     return per_example
 
 
-def weighted_by_labels(batches: Any, *, unlabelled: float, model: Any) -> Any:
+def weighted_by_labels(batches: Any, *, unlabelled: Any, model: Any) -> Any:
     """Batches on which Keras' `fit` learns from the rows with labels alone.
 
     Args:
-        batches: `tf.data.Dataset` of `(inputs, labels)` or `(inputs, labels, sample_weight)`.
-        unlabelled: What stands for a label that is missing.
+        batches: `tf.data.Dataset` of `(inputs, labels)` or `(inputs, labels, sample_weight)`; of
+            several outputs labels are by name, sample weights may be.
+        unlabelled: What stands for a label that is missing; of several outputs for all, or by name.
         model: The model that learns.
 
     Returns:
         The same with a sample weight of 0 for the other rows.
     """
 
-    def weigh(inputs: Any, labels: Any, sample_weight: Any = None) -> Any:
-        apart = known_labels(labels, unlabelled, tuple(model.output.shape[1:]))
-        weights = tf.cast(apart.known, tf.float32)
+    def weigh(labels: Any, sample_weight: Any, mark: float | None, output: Any) -> Any:
+        apart = known_labels(labels, mark, tuple(output.shape[1:]))
+        known = tf.ones(tf.shape(labels)[0], bool) if apart.known is None else apart.known
+        weights = tf.cast(known, tf.float32)
         if sample_weight is not None:
             weights *= tf.reshape(tf.cast(sample_weight, tf.float32), [-1])
-        return inputs, apart.values, weights
+        return apart.values, weights
 
-    return batches.map(weigh, tf.data.AUTOTUNE)
+    def weigh_all(inputs: Any, labels: Any, sample_weight: Any = None) -> Any:
+        if not isinstance(labels, Mapping):
+            return inputs, *weigh(labels, sample_weight, unlabelled, model.output)
+        weighed = {
+            name: weigh(
+                each,
+                sample_weight.get(name) if isinstance(sample_weight, Mapping) else sample_weight,
+                unlabelled.get(name) if isinstance(unlabelled, Mapping) else unlabelled,
+                model.output[name],
+            )
+            for name, each in labels.items()
+        }
+        values, weights = ({name: pair[i] for name, pair in weighed.items()} for i in range(2))
+        return inputs, values, weights
+
+    return batches.map(weigh_all, tf.data.AUTOTUNE)
 
 
 def label_loss_for(labels: str, *, activation: str, units: int) -> Any:

@@ -18,8 +18,8 @@ from tfdistill.bridge.model_graphs import graph_of, graph_or_raise, pack_inputs
 from tfdistill.errors import ModelError, TeacherError
 from tfdistill.heads import Call, Ending, Head, ending_of, output_names
 from tfdistill.losses import Outputs, Shapes
-from tfdistill.losses.base import one_or_all
 from tfdistill.losses.layers import LayerOutput
+from tfdistill.named import one_or_all
 from tfdistill.readings import layers_before, reading_of
 
 _PROBE_EXAMPLES = 4

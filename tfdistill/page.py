@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
+from tfdistill.litert.sidecar import label_names_of
 from tfdistill.runs.files import to_json
 
 if TYPE_CHECKING:
@@ -76,17 +77,27 @@ def render(report: Report) -> str:
         mpl.rcdefaults()  # a user's own style may ask for fonts or for LaTeX
         mpl.rcParams.update(_STYLE)
         curves = list(_training_curves(report.histories))
-        scatter = _accuracy_against_size(report.rows)
+        scatters = [
+            chart
+            for output in report.outputs or ("",)
+            if (chart := _accuracy_against_size(report.rows, output)) is not None
+        ]
     return environment.from_string(template.read_text("utf-8")).render(
         report=report,
         table=report.table(),
         curves=curves,
-        scatter=scatter,
-        classes=_per_class(report),
+        scatters=scatters,
+        outputs=report.outputs,
+        classes=[
+            found
+            for output in report.outputs or ("",)
+            if (found := _per_class(report, output)) is not None
+        ],
         artifacts=[row for row in report.rows if row.kind == "artifact"],
         certificates=details.get("certificates") or {},
         interfaces=details.get("interfaces") or {},
         snippet=snippet,
+        label_names_of=label_names_of,
         left=[
             (title, details[key])
             for key, title in (
@@ -110,12 +121,12 @@ def snippet(artifact: str, interface: Mapping[str, Any]) -> str:
 
     Args:
         artifact: Name of the file or folder.
-        interface: What `describe_interface()` says of it; one input and one output.
+        interface: What `describe_interface()` says of it; one input, one output or several.
     """
-    (given,), (output,) = interface["inputs"], interface["outputs"]
+    (given,), outputs = interface["inputs"], interface["outputs"]
     name = given["name"]
     passed = f"{name}=x" if name.isidentifier() and not keyword.iskeyword(name) else ""
-    answer = f"model({passed or f'**{{{name!r}: x}}'})[{output['name']!r}]"
+    answer = f"model({passed or f'**{{{name!r}: x}}'})"
     needed = "from ai_edge_litert.interpreter import Interpreter"
     model = f"Interpreter({artifact!r}).get_signature_runner()"
     if artifact.endswith(".keras"):
@@ -124,7 +135,7 @@ def snippet(artifact: str, interface: Mapping[str, Any]) -> str:
     elif not artifact.endswith(".tflite"):
         needed = "import tensorflow as tf"
         model = f"tf.saved_model.load({artifact!r}).signatures['serving_default']"
-        answer = f"model(**{{{name!r}: tf.constant(x)}})[{output['name']!r}].numpy()"
+        answer = f"model(**{{{name!r}: tf.constant(x)}})"
     dtype = "float32" if given["scale"] is not None else given["dtype"]
     lines = [
         "import numpy as np",
@@ -143,15 +154,27 @@ def snippet(artifact: str, interface: Mapping[str, Any]) -> str:
             f"x = np.round(x / np.float32({given['scale']})) + {given['zero_point']}",
             f"x = np.clip(x, {int(limits.min)}, {int(limits.max)}).astype(np.{given['dtype']})",
         ]
-    lines.append(f"y = {answer}")
-    if output["scale"] is not None:
-        lines.append(
-            f"y = (y.astype(np.float32) - {output['zero_point']}) * np.float32({output['scale']})"
-        )
-    one = output["shape"][-1] == 1
-    above = 0.5 if output["values"] == "probabilities" else 0
-    predicted = f"int(y.item() > {above})" if one else "int(np.argmax(y))"
-    lines.append(f"predicted_class = {predicted}")
+    several = len(outputs) > 1
+    if several:
+        if artifact.endswith(".keras"):  # in a structure of its own
+            names = [output["name"] for output in outputs]
+            answer = f"dict(zip({names}, keras.tree.flatten({answer})))"
+        lines += [f"answers = {answer}", "predicted_classes = {}"]
+        answer = "answers"
+    for output in outputs:
+        found = answer
+        if several or not artifact.endswith(".keras"):
+            found = f"{answer}[{output['name']!r}]"
+        tensor = not artifact.endswith((".keras", ".tflite"))
+        lines.append(f"y = {found}{'.numpy()' if tensor else ''}")
+        if output["scale"] is not None:
+            scale, zero_point = output["scale"], output["zero_point"]
+            lines.append(f"y = (y.astype(np.float32) - {zero_point}) * np.float32({scale})")
+        one = output["shape"][-1] == 1
+        above = 0.5 if output["values"] == "probabilities" else 0
+        predicted = f"int(y.item() > {above})" if one else "int(np.argmax(y))"
+        result = f"predicted_classes[{output['name']!r}]" if several else "predicted_class"
+        lines.append(f"{result} = {predicted}")
     return "\n".join(lines)
 
 
@@ -160,7 +183,12 @@ def _training_curves(
 ) -> Iterator[_Chart]:
     """One chart a metric: all stages in it, validation drawn full, training dashed."""
     metrics = {name.removeprefix("val_") for history in histories.values() for name in history}
-    leading = [name for name in ("accuracy", "loss", "teacher_agreement") if name in metrics]
+    leading = [
+        name
+        for kind in ("accuracy", "loss", "teacher_agreement")
+        for name in [kind, *sorted(m for m in metrics if m.endswith(f"_{kind}") and kind != "loss")]
+        if name in metrics
+    ]
     for metric in [*leading, *sorted(metrics - {*leading})][:_CHARTS]:
         figure, axes = _axes()
         for stage, colour in zip(histories, itertools.cycle(_COLOURS), strict=False):
@@ -185,7 +213,9 @@ def _training_curves(
         yield _Chart(_words(metric), _svg(figure))
 
 
-def _accuracy_against_size(rows: Sequence[Row]) -> _Chart | None:
+def _accuracy_against_size(rows: Sequence[Row], output: str) -> _Chart | None:
+    """Of an output of several, or of the only one, ""."""
+    rows = [row.of(output) if output else row for row in rows]
     sized = [row for row in rows if row.gzip_bytes and math.isfinite(row.accuracy)]
     if not sized:
         return None
@@ -206,7 +236,8 @@ def _accuracy_against_size(rows: Sequence[Row]) -> _Chart | None:
     axes.set_ylabel("accuracy, %")
     axes.margins(y=0.15)
     axes.legend()
-    return _Chart("Accuracy against gzip size", _svg(figure))
+    of_output = f" of {output}" if output else ""
+    return _Chart(f"Accuracy{of_output} against gzip size", _svg(figure))
 
 
 def _axes() -> tuple[Figure, Any]:
@@ -231,8 +262,10 @@ def _literal(text: str) -> str:
     return "\u200b" * text.startswith("_") + text.replace("$", r"\$")
 
 
-def _per_class(report: Report) -> dict[str, Any] | None:
-    rows = [row for row in report.rows if row.per_class_accuracy]
+def _per_class(report: Report, output: str) -> dict[str, Any] | None:
+    """Of an output of several, or of the only one, ""."""
+    rows = [row.of(output) if output else row for row in report.rows]
+    rows = [row for row in rows if row.per_class_accuracy]
     if not rows:
         return None
     classes = list(range(max(len(row.per_class_accuracy) for row in rows)))
@@ -249,9 +282,11 @@ def _per_class(report: Report) -> dict[str, Any] | None:
     return {
         "rows": [row.name for row in rows],
         "lines": [
-            (report.label_name(label), [accuracy(row, label) for row in rows]) for label in classes
+            (report.label_name(label, output), [accuracy(row, label) for row in rows])
+            for label in classes
         ],
         "everything": everything,
+        "output": output,
     }
 
 

@@ -8,40 +8,32 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfdistill.artifacts import Artifact, check_artifact_paths, make_artifacts
-from tfdistill.errors import CertificationError, ModelError, SettingError
+from tfdistill.distillation import Distillation
+from tfdistill.door import Door
+from tfdistill.errors import CertificationError, SettingError
 from tfdistill.evaluation import evaluate
 from tfdistill.export import Export
-from tfdistill.export.exported import check_before_training
-from tfdistill.labels import accuracy_metric, label_loss_for
-from tfdistill.matching import match_layers
-from tfdistill.outputs import ModelView, architecture
-from tfdistill.pruning import Pruning, plan_pruning
-from tfdistill.quantization import Quantization, quantize
+from tfdistill.outputs import architecture
+from tfdistill.pruning import Pruning
+from tfdistill.quantization import Quantization
 from tfdistill.report import Report
 from tfdistill.run_data import RunData, look_at
 from tfdistill.runs.run import RunDirectory, fingerprint
-from tfdistill.schedules import is_zero
 from tfdistill.settings import settings, whole_number
 from tfdistill.stages import (
     Context,
-    Distillation,
     Student,
     distil,
-    distiller_of,
     prune,
     quantize_aware,
     train_alone,
 )
-from tfdistill.students import PreparedStudent, prepare_student
 from tfdistill.summary import Finished, summarise_run
 from tfdistill.targets.examples import Augment
 from tfdistill.teachers import (
     Nobody,
-    Teacher,
-    as_teacher,
     failures_named,
     identity_of_teacher,
-    teacher_for,
 )
 from tfdistill.teaching import Teaching, prepare_teaching
 from tfdistill.terminal import Terminal
@@ -131,7 +123,7 @@ class Pipeline:
         Raises:
             TfdistillError: Its subclasses name what does not fit.
         """
-        _Door(self, student, teacher)
+        Door(self, student, teacher)
 
     def run(
         self,
@@ -152,17 +144,19 @@ class Pipeline:
         Inside a `tf.distribute` strategy's scope, training runs on all its devices.
 
         Args:
-            student: Functional or built Sequential model, Keras 3 or tf_keras, with one output
-                `[batch, classes]`; stays as it is.
+            student: Functional or built Sequential model, Keras 3 or tf_keras, with an output
+                `[batch, classes]`, or several in a dictionary or list; stays as it is.
             teacher: One of `td.teachers`; or a Keras 3 or tf_keras model; or a function from a
                 batch of tensors to logits; or `None` where no loss needs one.
             train: `tf.data` set of batches `(inputs, labels)` or `(inputs, labels, weights)`, or
-                such a tuple of NumPy arrays. To make resuming exact, give its `shuffle` and
-                augmentation a seed, and build it anew for each call: a set that was read before
-                goes on with its next order.
+                such a tuple of NumPy arrays. Labels of several outputs are in a dictionary by
+                their names, of which some may be missing, or in a tuple in their order. To make
+                resuming exact, give its `shuffle` and augmentation a seed, and build it anew for
+                each call: a set that was read before goes on with its next order.
             validation: The same, evaluated after each epoch.
             test: The same; what accuracy and certificates are measured on. Without it,
-                `validation` is.
+                `validation` is. An output without labels there is certified by its agreement with
+                the student alone.
             run_dir: Where the run is kept.
             steps_per_epoch: Batches of an epoch, for training data that never end; data that
                 end are repeated.
@@ -184,7 +178,7 @@ class Pipeline:
             CertificationError: An artifact is beyond its limits; the report is written first.
         """
         terminal = Terminal(verbose=verbose)
-        door = _Door(self, student, teacher)
+        door = Door(self, student, teacher)
         terminal.heading("Reading the data once")
         after_training = self.export.calibrates(quantization_aware=self.quantization is not None)
         data = look_at(
@@ -193,8 +187,8 @@ class Pipeline:
             test,
             classes=door.classes,
             input_shape=door.input_shape,
-            require_labels=not is_zero(self.distillation.label_loss_weight),
-            unlabelled=self.distillation.unlabelled,
+            require_labels=door.require_labels,
+            unlabelled=door.distillation.unlabelled,
             steps_per_epoch=steps_per_epoch,
             calibration_examples=self.export.calibration_examples if after_training else 0,
             name=data_name,
@@ -240,7 +234,7 @@ class Pipeline:
 
     def _stages(
         self,
-        door: _Door,
+        door: Door,
         data: RunData,
         teaching: Teaching,
         label_loss: Any,
@@ -251,9 +245,7 @@ class Pipeline:
             teacher=door.teacher,
             distillation=door.distillation,
             label_loss=label_loss,
-            accuracy=lambda: accuracy_metric(
-                "accuracy", activation=door.activation, units=door.units
-            ),
+            accuracy=lambda: door.accuracy(label_loss),
             train=data.train,
             steps_per_epoch=data.summaries["train"].steps,
             validation=data.validation,
@@ -272,6 +264,7 @@ class Pipeline:
                 identity_of_teacher(door.teacher, door.prepared.model),
                 data.identity,
                 teaching.identity,
+                *door.identity,
             ),
             position=data.start,
         )
@@ -303,7 +296,7 @@ class Pipeline:
         teacher_evaluation = None
         if not isinstance(door.teacher, Nobody):
             with failures_named(door.teaching, "the reading of `test` began"):
-                teacher_evaluation = evaluate(lambda x: door.teaching(x).logits, data.test)
+                teacher_evaluation = evaluate(door.logits_of_teacher, data.test)
         return Finished(
             teacher=door.teacher,
             teacher_evaluation=teacher_evaluation,
@@ -315,67 +308,8 @@ class Pipeline:
             test=data.test,
             test_examples=data.summaries["test"].examples,
             notes=(*door.notes, *data.notes, teaching.note(self._taught_epochs())),
+            outputs=door.prepared.outputs if len(door.heads) > 1 else (),
         )
-
-
-class _Door:
-    """Checks everything that needs the models but no data.
-
-    Each stage is tried on the untrained student: what it would refuse is refused here.
-    """
-
-    def __init__(self, pipeline: Pipeline, student: Any, teacher: Any) -> None:
-        self.prepared: PreparedStudent = prepare_student(student)
-        model = self.prepared.model
-        view = ModelView(model, role="student")  # refuses several outputs
-        self.teacher = teacher_for(pipeline.distillation.losses, teacher)
-        if isinstance(self.teacher, Nobody) and pipeline.distillation.store_targets is True:
-            raise SettingError(
-                '`store_targets` must be False or "auto" without a teacher.',
-                received="store_targets=True, teacher=None",
-            )
-        self.teaching: Teacher = as_teacher(self.teacher, model)
-        if self.teaching.shapes.names:
-            raise ModelError(
-                "`teacher` must have one output.",
-                received=f"{len(self.teaching.shapes.names)} outputs",
-                hint="Make a model of the output to distil: keras.Model(model.input, output).",
-            )
-        if self.teaching.followers:
-            raise ModelError(
-                "`teacher` must be trained before a pipeline begins.",
-                received="a td.teachers.MovingAverage, which follows the student",
-                hint="Train with td.Distiller first; its `averaged_student` may teach here.",
-            )
-        losses, matches = match_layers(pipeline.distillation.losses, model, self.teacher)
-        self.distillation = replace(pipeline.distillation, losses=losses)  # with all layers named
-        distiller = distiller_of(self.distillation, model, self.teacher, steps=1)
-        self.notes = (*distiller.notes, *matches)
-        if pipeline.pruning is not None:
-            plan_pruning(model, pipeline.pruning)
-        if pipeline.quantization is not None:
-            quantized = quantize(model, pipeline.quantization, sparse=False).model
-            if any(loss.student_layers for loss in losses):
-                # Its layers may have other outputs, or be parts of what they were.
-                distiller_of(self.distillation, quantized, self.teacher, steps=1)
-        trained_for_int8 = pipeline.quantization is not None
-        check_before_training(
-            model,
-            pipeline.export,
-            quantization_aware=trained_for_int8,
-            to_keras3=self.prepared.hand_back,
-        )
-        self.activation = view.activation
-        self.units = int(view.classes or 0)
-        self.classes = max(2, self.units)
-        inputs = model.inputs
-        self.input_shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else None
-
-    def label_loss(self, labels: str) -> Any:
-        """The loss for labels of this kind, as in `DataSummary.labels`; `None` without labels."""
-        if labels == "none":
-            return None
-        return label_loss_for(labels, activation=self.activation, units=self.units)
 
 
 def _require_certified(result: Result, uncertified: Mapping[str, str]) -> None:

@@ -352,7 +352,13 @@ def _quantized(
             layer.trainable = layer.trainable  # both halves alike: it is the order of the weights
     annotated = tf_keras.models.clone_model(model, clone_function=annotate)
     annotated.set_weights(model.get_weights())
+    by_name = isinstance(model.output, Mapping) and len(model.outputs) > 1
+    if by_name:  # tfmot looks for the outputs in a list: it would merge one with what reads it
+        annotated = tf_keras.Model(annotated.input, annotated.outputs, name=annotated.name)
     quantized = tfmot.quantization.keras.quantize_apply(annotated, _Scheme(transform))
+    if by_name:
+        outputs = tf.nest.pack_sequence_as(model.output, quantized.outputs)
+        quantized = tf_keras.Model(quantized.input, outputs, name=quantized.name)
     return quantized, transform.left_float
 
 

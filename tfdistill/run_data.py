@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from tfdistill.data.datasets import (
     summarise,
 )
 from tfdistill.errors import DataError, SettingError
+from tfdistill.named import by_name
+from tfdistill.plans import by_output
 from tfdistill.runs.fingerprint import fingerprint
 from tfdistill.settings import whole_number
 from tfdistill.targets.examples import Tally, example_ids
@@ -62,12 +64,14 @@ class RunData:
     def notes(self) -> tuple[str, ...]:
         """What a report says about them."""
         train = self.summaries["train"]
-        labelled = sum(train.label_counts)
-        if train.labels == "none" or labelled == train.examples:
-            return ()
-        return (
-            f"{labelled:,} of {train.examples:,} training examples have labels; the others learn "
-            "from the losses that need none.",
+        kinds, counts = by_name(train.labels), by_name(train.label_counts)
+        labelled = {name: sum(counts[name]) for name, kind in kinds.items() if kind != "none"}
+        return tuple(
+            f"{count:,} of {train.examples:,} training examples have labels"
+            f"{f' for the output {name!r}' if name else ''}; the others learn from the losses that "
+            "need none."
+            for name, count in labelled.items()
+            if count != train.examples
         )
 
     @property
@@ -112,10 +116,10 @@ def look_at(
     validation: Any,
     test: Any,
     *,
-    classes: int,
+    classes: int | Mapping[str, int],
     input_shape: tuple[int | None, ...] | None,
-    require_labels: bool,
-    unlabelled: float | None = None,
+    require_labels: bool | Collection[str],
+    unlabelled: float | Mapping[str, float | None] | None = None,
     steps_per_epoch: int | None,
     calibration_examples: int,
     name: str | None,
@@ -127,10 +131,12 @@ def look_at(
         train: As the user gave it, like `validation` and `test`.
         validation: The same, or `None`.
         test: The same, or `None` for `validation`.
-        classes: Number of classes.
+        classes: Number of classes; of several outputs by name, in the order in which labels in a
+            tuple are. Theirs come as they are for `Distiller`, and are by name from here on.
         input_shape: Of the student's only input, without the batch axis; `None` for several.
-        require_labels: Whether the training set must have labels.
-        unlabelled: What stands for a label that an example of the training set does not have.
+        require_labels: Whether the training set must have labels; or of which outputs.
+        unlabelled: What stands for a label that an example of the training set does not have; of
+            several outputs by name.
         steps_per_epoch: As the user gave it.
         calibration_examples: How many inputs to keep.
         name: The user's name for the training data.
@@ -149,6 +155,8 @@ def look_at(
             hint="Pass test=..., batches of (inputs, labels) that training never sees.",
         )
     given = {"train": train, "validation": validation, "test": test}
+    if isinstance(classes, Mapping):
+        given = {each: labels_by_output(data, [*classes], each) for each, data in given.items()}
     sets = {
         each: as_batches(data, seed=seed, name=each)
         for each, data in given.items()
@@ -170,16 +178,27 @@ def look_at(
         also=keep,
     )
     summaries = {"train": summary}
+    kinds = by_name(summary.labels)
+    labelled = [output for output, kind in kinds.items() if kind != "none"]
     for each, batches in sets.items():
         summaries[each] = summarise(
-            batches, classes=classes, name=each, input_shape=input_shape, ordered=True
+            batches,
+            classes=classes,
+            name=each,
+            require_labels=labelled if isinstance(classes, Mapping) and labelled else True,
+            input_shape=input_shape,
+            ordered=True,
         )
-        if summary.labels not in ("none", summaries[each].labels):
-            raise DataError(
-                f"`{each}` must have the same kind of labels as `train`: {summary.labels}.",
-                received=summaries[each].labels,
-                hint="tf.one_hot(labels, classes) makes one-hot labels of integers.",
-            )
+        theirs = by_name(summaries[each].labels)
+        for output in labelled:
+            if kinds[output] != theirs[output]:
+                of_output = f" for the output {output!r}" if output else ""
+                raise DataError(
+                    f"`{each}` must have the same kind of labels as `train`{of_output}: "
+                    f"{kinds[output]}.",
+                    received=theirs[output],
+                    hint="tf.one_hot(labels, classes) makes one-hot labels of integers.",
+                )
     repeats = False
     if steps_per_epoch is None:
         training.position += 1
@@ -196,6 +215,45 @@ def look_at(
         repeats=repeats,
         seen=numbers.facts(),
     )
+
+
+def labels_by_output(data: Any, outputs: Sequence[str], name: str) -> Any:
+    """The same data with labels by the name of the output.
+
+    Args:
+        data: As the user gave it: with labels, and weights that differ, in a dictionary, or in a
+            tuple or list in the order of the outputs. Something else is left as it is.
+        outputs: Names of the outputs.
+        name: What errors call the data.
+
+    Raises:
+        DataError: There is one tensor of labels for all, or they are of other outputs.
+    """
+
+    def named(given: Any, what: str) -> Any:
+        if not isinstance(given, (Mapping, tuple, list)):
+            if what == "sample_weight":
+                return given  # one for all
+            raise DataError(
+                f"`{name}` must have labels by output, of which the student has several.",
+                received=f"one tensor for {', '.join(outputs)}",
+                hint="Give (inputs, {name: labels, ...}), or a tuple of them in that order.",
+            )
+        found = by_output(given, outputs, f"{what} of {name}", error=DataError)
+        return {output: each for output, each in found.items() if each is not None}
+
+    def renamed(inputs: Any, *rest: Any) -> Any:
+        kinds = zip(rest, ("labels", "sample_weight"), strict=False)
+        return inputs, *(named(part, what) for part, what in kinds)
+
+    if isinstance(data, tuple) and 2 <= len(data) <= 3:
+        return renamed(*data)
+    if not isinstance(data, tf.data.Dataset) or not isinstance(data.element_spec, tuple):
+        return data
+    spec = data.element_spec
+    if not 2 <= len(spec) <= 3 or tuple(renamed(*spec)) == spec:
+        return data
+    return data.map(renamed)
 
 
 def _look_at_training(

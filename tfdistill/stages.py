@@ -6,24 +6,21 @@ The teacher teaches in each of them. What a stage must know of the one before it
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from tfdistill._keras import tf_keras, tfmot
-from tfdistill.adversarial import Adversarial, check_adversarial
 from tfdistill.bridge.layer_configs import copy_model
+from tfdistill.distillation import Distillation, optimizer_class
 from tfdistill.distiller import Distiller
-from tfdistill.errors import SettingError, SparsityError
-from tfdistill.labels import check_unlabelled, weighted_by_labels
-from tfdistill.losses import DistillationLoss, SoftTargets
-from tfdistill.losses.base import check_losses
-from tfdistill.losses.layers import reads_weights
-from tfdistill.mixing import Mixing, check_mixing
+from tfdistill.errors import SparsityError
+from tfdistill.heads import output_names
+from tfdistill.labels import weighted_by_labels
+from tfdistill.losses import DistillationLoss
 from tfdistill.pruning import (
     Pruning,
     kernel_zeros,
@@ -35,106 +32,10 @@ from tfdistill.pruning import (
 from tfdistill.quantization import Quantization, quantize, quantized_kernels
 from tfdistill.runs.run import RunDirectory, StageResult, fingerprint
 from tfdistill.schedules import Schedule
-from tfdistill.settings import check_training, settings, whole_number
 from tfdistill.terminal import Terminal
-from tfdistill.terms import refuse_unknown_labels
 from tfdistill.training import TrainingData, cosine_decay, seed_of, seeded, train
 
 _PROJECTION = "projection "  # before the names of their arrays in a stage's result
-
-
-@settings
-class Distillation:
-    """Settings of the distillation stage, and of what the teacher teaches in every stage.
-
-    Args:
-        losses: Distillation losses, each with its weight.
-        label_loss_weight: Weight of the label loss beside them; 0 needs no labels. It and the
-            losses' weights and temperatures may be schedules, see `td.schedules`: over each stage
-            anew.
-        epochs: Epochs of the distillation stage.
-        learning_rate: Peak learning rate, decayed to 0 along a cosine.
-        optimizer: Name of a Keras optimizer, for all training stages.
-        store_targets: Whether the teacher is asked about each training example once, before the
-            first stage, or at each step. "auto" stores where that is right and pays, and says
-            why where it does not.
-        views: With an augmentation given to `Pipeline.run`, how many views of each example are
-            stored; epochs walk through them.
-        unlabelled: What stands for the label of a training example that has none, see `Distiller`:
-            such examples learn from the teacher only. The student alone learns from the others.
-        adversarial: A `td.Adversarial`, to train taught students on adversarial examples, too.
-        mixing: A `td.Mixup` or `td.CutMix`, to train taught students on mixed examples, about which
-            the teacher is asked at each step.
-
-    Raises:
-        SettingError: A setting is out of its range.
-
-    Example:
-        >>> td.Distillation(losses=[td.losses.SoftTargets(temperature=4.0, weight=0.9)],
-        ...                 label_loss_weight=0.1, epochs=20)
-    """
-
-    losses: Sequence[DistillationLoss] = (SoftTargets(temperature=4.0, weight=0.9),)
-    label_loss_weight: float | Schedule = 0.1
-    epochs: int = 20
-    learning_rate: float = 1e-3
-    optimizer: str = "adam"
-    store_targets: bool | Literal["auto"] = "auto"
-    views: int = 8
-    unlabelled: float | None = None
-    adversarial: Adversarial | None = None
-    mixing: Mixing | None = None
-
-    def __post_init__(self) -> None:
-        """Checks what does not need the models."""
-        if self.store_targets not in (True, False, "auto"):
-            raise SettingError(
-                '`store_targets` must be True, False or "auto".', received=self.store_targets
-            )
-        object.__setattr__(self, "views", whole_number("views", self.views, minimum=1))
-        losses, weight = check_losses(self.losses, self.label_loss_weight)
-        object.__setattr__(self, "losses", losses)
-        object.__setattr__(self, "label_loss_weight", weight)
-        object.__setattr__(self, "unlabelled", check_unlabelled(self.unlabelled))
-        check_adversarial(self.adversarial)
-        check_mixing(self.mixing, losses)
-        if self.mixing is not None and self.store_targets is True:
-            raise SettingError(
-                '`store_targets` must be False or "auto" for `mixing`.',
-                received=f"store_targets=True and {self.mixing}",
-                hint="No two epochs have the same mixed examples: the teacher is asked about each.",
-            )
-        if self.unlabelled is not None:
-            refuse_unknown_labels(losses)
-        weights = [
-            layer for loss in losses for layer in loss.teacher_layers if reads_weights(layer)
-        ]
-        if self.store_targets is True and weights:
-            raise SettingError(
-                '`store_targets` must be False or "auto" for losses of the teacher\'s weights.',
-                received=f"store_targets=True and {', '.join(weights)}",
-                hint="Of a teacher that is not asked, no weights are known.",
-            )
-        check_training(self)
-        _optimizer_class(self.optimizer)
-
-
-def _optimizer_class(name: str) -> Any:
-    """Looked up, not made: making one starts TensorFlow, and devices can no longer be set up."""
-    base = tf_keras.optimizers.Optimizer
-    classes = {
-        key.lower(): value
-        for key, value in vars(tf_keras.optimizers).items()
-        if isinstance(value, type) and issubclass(value, base) and value is not base
-    }
-    if str(name).lower() not in classes:
-        near = difflib.get_close_matches(str(name).lower(), classes, n=3, cutoff=0.4)
-        raise SettingError(
-            "`optimizer` must be the name of a Keras optimizer.",
-            received=name,
-            hint=f"Did you mean {' or '.join(near)}?" if near else f"There are {[*classes]}.",
-        )
-    return classes[str(name).lower()]
 
 
 @dataclass(frozen=True)
@@ -172,7 +73,11 @@ class Student:
 
 @dataclass(frozen=True)
 class Context:
-    """What all stages of one run share."""
+    """What all stages of one run share.
+
+    The label loss, and the metrics that `accuracy` makes, are those of the student's output; of
+    several by its name, for those that labels teach or measure.
+    """
 
     teacher: Any
     distillation: Distillation
@@ -214,13 +119,15 @@ def train_alone(student: Student, context: Context, asked: Distillation, positio
         position: Place in the training data to start at.
     """
     model = copy_model(student.model)
+    if len(model.outputs) > 1:
+        model.output_names[:] = output_names(model)  # Keras would log the layers' names
     budget = Distillation(
         losses=(),
         label_loss_weight=1.0,
         epochs=asked.epochs,
         learning_rate=asked.learning_rate,
         optimizer=asked.optimizer,
-        unlabelled=asked.unlabelled,
+        unlabelled=context.distillation.unlabelled,
     )
     start = replace(student, position=position)
     after = _after(start, context, "baseline", budget, model)
@@ -343,13 +250,13 @@ def _trained(
             model = build()
             taught = isinstance(model, Distiller)
             steps = context.steps_per_epoch * asked.epochs
-            optimizer = _optimizer_class(context.distillation.optimizer)(
+            optimizer = optimizer_class(context.distillation.optimizer)(
                 learning_rate=cosine_decay(asked.learning_rate, steps)
             )
-            metrics: dict[str, Any] = {"metrics": [context.accuracy()]}
+            metrics: dict[str, Any] = {"metrics": context.accuracy()}
             prepare = None
             if not taught and asked.unlabelled is not None:
-                metrics = {"weighted_metrics": [context.accuracy()]}
+                metrics = {"weighted_metrics": context.accuracy()}
                 prepare = partial(weighted_by_labels, unlabelled=asked.unlabelled, model=model)
             model.compile(optimizer=optimizer, loss=context.label_loss, **metrics)
             progress = context.terminal.training_progress(
@@ -402,12 +309,20 @@ def distiller_of(asked: Distillation, model: Any, teacher: Any, *, steps: int) -
         teacher: The teacher.
         steps: All steps of the stage, over which its schedules go.
     """
-    weight = asked.label_loss_weight
+
+    def over(value: Any) -> Any:
+        """With these steps, in whatever structure of lists and outputs it is."""
+        if isinstance(value, Mapping):
+            return {name: over(each) for name, each in value.items()}
+        if isinstance(value, tuple):
+            return [over(each) for each in value]
+        return value.over(steps) if isinstance(value, (DistillationLoss, Schedule)) else value
+
     return Distiller(
         model,
         teacher,
-        [loss.over(steps) for loss in asked.losses],
-        weight.over(steps) if isinstance(weight, Schedule) else weight,
+        over(asked.losses),
+        over(asked.label_loss_weight),
         unlabelled=asked.unlabelled,
         adversarial=asked.adversarial,
         mixing=asked.mixing,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from tfdistill.artifacts import Artifact
 from tfdistill.evaluation import Evaluation, Predictions, agreement, evaluate
 from tfdistill.export.saved_artifacts import inspect_artifact
 from tfdistill.host import versions
+from tfdistill.named import by_name
 from tfdistill.outputs import ModelView
 from tfdistill.pruning import kernel_zeros, prunable_weights
 from tfdistill.quantization import quantized_kernels
-from tfdistill.report import Disagreement, Report, Row, advice, write_report
+from tfdistill.report import Disagreement, OutputRow, Report, Row, advice, write_report
 from tfdistill.stages import Student
 
 _ROW_NAMES = {"distillation": "distilled", "pruning": "pruned", "quantization": "quantized"}
@@ -39,6 +40,7 @@ class Finished:
         test: Batches of the test set.
         test_examples: How many examples they hold.
         notes: Sentences on what was recognised in the models.
+        outputs: Names of the student's outputs, in its order, where there are several.
     """
 
     teacher: Any
@@ -51,6 +53,7 @@ class Finished:
     test: Any
     test_examples: int
     notes: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
 
 def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
@@ -74,13 +77,14 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
                 accuracy=teacher.accuracy,
                 parameters=_parameters(finished.teacher),
                 per_class_accuracy=teacher.per_class_accuracy,
+                outputs=_outputs(teacher, finished),
             )
         )
     if finished.alone is not None:
         rows.append(_student_row(finished.alone, "student alone", "baseline", finished))
     for student in finished.trained:
         rows.append(_student_row(student, _ROW_NAMES[student.stage], "stage", finished))
-    rows += [_artifact_row(f, a, teacher) for f, a in finished.artifacts.items()]
+    rows += [_artifact_row(f, a, finished) for f, a in finished.artifacts.items()]
     rows += [
         Row(format, "artifact", accuracy=math.nan, certified=False, note=why)
         for format, why in finished.uncertified.items()
@@ -113,7 +117,7 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
 
 
 def _student_row(student: Student, name: str, kind: str, finished: Finished) -> Row:
-    view = ModelView(student.model, role="student")
+    view = ModelView(student.model, role="student", several=True)
     found = evaluate(lambda x: view(x, training=False)[1].logits, finished.test)
     kernels = _kernels(student, finished.floating).values()
     weights = sum(kernel.size for kernel in kernels)
@@ -126,7 +130,34 @@ def _student_row(student: Student, name: str, kind: str, finished: Finished) -> 
         sparsity=sum(int(np.sum(k == 0)) for k in kernels) / weights if weights else None,
         per_class_accuracy=found.per_class_accuracy,
         seconds=sum(student.history.get("seconds", [])) or None,
+        outputs=_outputs(found, finished),
     )
+
+
+def _outputs(found: Evaluation, finished: Finished) -> dict[str, OutputRow]:
+    """What a row of a model says of each output, where there are several."""
+    rows = {}
+    for name in finished.outputs:
+        if name in found.labels and name in found.logits:
+            of_output = found.of(name)
+            shares = of_output.accuracy, of_output.per_class_accuracy
+            rows[name] = _output_row(name, *shares, found, finished)
+        elif name in found.logits:
+            rows[name] = _output_row(name, None, (), found, finished)
+    return rows
+
+
+def _output_row(
+    name: str,
+    accuracy: float | None,
+    per_class: Sequence[float | None],
+    ours: Predictions,
+    finished: Finished,
+) -> OutputRow:
+    teacher, agreement = finished.teacher_evaluation, None
+    if teacher is not None and teacher is not ours and name in teacher.logits:
+        agreement = float(np.mean(ours.predictions[name] == teacher.predictions[name]))
+    return OutputRow(math.nan if accuracy is None else accuracy, agreement, _known(per_class))
 
 
 def _kernels(student: Student, floating: Student) -> dict[str, np.ndarray]:
@@ -146,7 +177,7 @@ def _agreement(ours: Predictions, teacher: Evaluation | None) -> float | None:
     return None if teacher is None else agreement(ours, teacher)
 
 
-def _artifact_row(format: str, artifact: Artifact, teacher: Evaluation | None) -> Row:
+def _artifact_row(format: str, artifact: Artifact, finished: Finished) -> Row:
     certificate, latency = artifact.certificate, artifact.certificate.latency
     # As in the students: kernels of depthwise convolutions are never pruned.
     found = inspect_artifact(artifact.path).weights
@@ -156,18 +187,25 @@ def _artifact_row(format: str, artifact: Artifact, teacher: Evaluation | None) -
         format,
         "artifact",
         accuracy=certificate.accuracy,
-        teacher_agreement=_agreement(artifact, teacher),
+        teacher_agreement=_agreement(artifact, finished.teacher_evaluation),
         sparsity=sum(kernel.zeros for kernel in kernels) / weights if weights else None,
         bytes=certificate.raw_bytes,
         gzip_bytes=certificate.gzip_bytes,
         latency_ms=latency.median_ms if latency else None,
         latency_p90_ms=latency.p90_ms if latency else None,
         certified=certificate.passed,
-        per_class_accuracy=tuple(
-            float("nan") if share is None else share for share in certificate.per_class_accuracy
-        ),
+        per_class_accuracy=_known(certificate.per_class_accuracy),
         note=artifact.method,
+        outputs={
+            name: _output_row(name, each.accuracy, each.per_class_accuracy, artifact, finished)
+            for name in finished.outputs
+            if (each := certificate.outputs.get(name)) is not None
+        },
     )
+
+
+def _known(shares: Sequence[float | None]) -> tuple[float, ...]:
+    return tuple(math.nan if share is None else share for share in shares)
 
 
 def _disagreements(finished: Finished) -> dict[str, tuple[Disagreement, ...]]:
@@ -175,23 +213,29 @@ def _disagreements(finished: Finished) -> dict[str, tuple[Disagreement, ...]]:
     teacher = finished.teacher_evaluation
     if teacher is None:
         return {}
-    indices = {
-        format: np.flatnonzero(artifact.predictions != teacher.predictions)[:_DISAGREEMENTS_SHOWN]
-        for format, artifact in finished.artifacts.items()
-    }
-    inputs = _examples(finished.test, {int(i) for found in indices.values() for i in found})
+    found: dict[str, list[tuple[str, int]]] = {}
+    for format, artifact in finished.artifacts.items():
+        ours, theirs = by_name(artifact.predictions), by_name(teacher.predictions)
+        found[format] = [
+            (name, int(index))
+            for name in finished.outputs or ("",)
+            if name in theirs and name in by_name(teacher.labels)
+            for index in np.flatnonzero(ours[name] != theirs[name])[:_DISAGREEMENTS_SHOWN]
+        ]
+    inputs = _examples(finished.test, {i for each in found.values() for _, i in each})
     return {
         format: tuple(
             Disagreement(
-                index=int(i),
-                label=int(teacher.labels[i]),
-                teacher_class=int(teacher.predictions[i]),
-                artifact_class=int(finished.artifacts[format].predictions[i]),
-                image=inputs[int(i)],
+                index=i,
+                label=int(by_name(teacher.labels)[name][i]),
+                teacher_class=int(by_name(teacher.predictions)[name][i]),
+                artifact_class=int(by_name(finished.artifacts[format].predictions)[name][i]),
+                image=inputs[i],
+                output=name,
             )
-            for i in found
+            for name, i in each
         )
-        for format, found in indices.items()
+        for format, each in found.items()
     }
 
 

@@ -19,14 +19,15 @@ from tfdistill.fitting import (
 from tfdistill.heads import Head
 from tfdistill.labels import LabelLoss, Labels, known_labels
 from tfdistill.losses import Shapes
-from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, nearest, one_or_all
+from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, nearest
 from tfdistill.matching import match_layers
+from tfdistill.named import one_or_all
 from tfdistill.outputs import ModelView
 from tfdistill.plans import Plan, by_output
 from tfdistill.schedules import is_zero
 from tfdistill.terms import Step, Terms, refuse_other_answers
 
-__all__ = ["Steps", "Tasks", "match_all"]
+__all__ = ["Steps", "Tasks", "answered", "match_all"]
 
 
 _SILENCE = Outputs((), {})  # what is said of an output that no teacher has
@@ -82,11 +83,11 @@ class Tasks:
         self.projections: dict[str, Any] = {}
         self.plans = plans
         self._tasks: dict[str, _Task] = {}
-        answered = _answered(plans, student.shapes, teacher)
+        answering = answered(plans, student.shapes, teacher)
         for name, plan in plans.items():
             prefix = f"{name}_" if len(plans) > 1 else ""
             ours = student.shapes.of(name)
-            theirs = teacher.of(name) if name in answered else ours
+            theirs = teacher.of(name) if name in answering else ours
             require_same_classes(theirs, ours)
             built = build_projections(plan.losses, theirs, ours)
             self.projections |= {f"{prefix}{loss}": layer for loss, layer in built.items()}
@@ -94,7 +95,7 @@ class Tasks:
                 head=student.heads[name],
                 plan=plan,
                 terms=Terms(plan.losses, plan.label_loss_weight, built, prefix and name),
-                has_teacher=name in answered,
+                has_teacher=name in answering,
                 prefix=prefix,
             )
         self._expected = teacher
@@ -358,8 +359,13 @@ def match_all(
     return named, notes
 
 
-def _answered(plans: Mapping[str, Plan], student: Shapes, teacher: Shapes) -> set[str]:
+def answered(plans: Mapping[str, Plan], student: Shapes, teacher: Shapes) -> set[str]:
     """Names of the student's outputs that the teacher has an answer for.
+
+    Args:
+        plans: What each is to be taught.
+        student: Shapes of what the student says.
+        teacher: Shapes of what the teacher says.
 
     Raises:
         ModelError: It has none for one that it is to teach.

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tfdistill.data.datasets import identity_of_augment
+from tfdistill.distillation import Distillation
 from tfdistill.errors import DataError
 from tfdistill.losses.layers import reads_weights
 from tfdistill.run_data import RunData
-from tfdistill.stages import Distillation
 from tfdistill.targets import StoredTargets, store_targets
 from tfdistill.targets.examples import Augment, check_augment, varying_inputs, views_of
 from tfdistill.teachers import Nobody
@@ -93,7 +93,7 @@ def prepare_teaching(
     views = 1 if augment is None else min(asked.views, epochs)
 
     def store(name: str, batches: Any, **more: Any) -> StoredTargets:
-        layers = [layer for loss in asked.losses for layer in loss.teacher_layers]
+        layers = [layer for loss in asked.every_loss for layer in loss.teacher_layers]
         return store_targets(
             teacher,
             batches,
@@ -145,7 +145,7 @@ def _why_not(asked: Distillation, data: RunData, views: int, epochs: int) -> str
         return "store_targets=False"
     if asked.mixing is not None:
         return f"{type(asked.mixing).__name__} makes other examples at each step"
-    for loss in asked.losses:
+    for loss in asked.every_loss:
         if any(map(reads_weights, loss.teacher_layers)):
             return f"the loss {loss.name} reads the teacher's weights"
     if data.train.steps_per_epoch is not None:

@@ -7,7 +7,7 @@ alone: the k-th iterator made from a freshly built one always gives the k-th ord
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,8 @@ def as_batches(
         data: A `tf.data.Dataset` of batches `(inputs,)`, `(inputs, labels)` or
             `(inputs, labels, sample_weight)`, which is handed on as it is (bare `inputs` become
             `(inputs,)`); or NumPy arrays `[examples, ...]`, alone or in such a tuple, of which
-            float64 ones become float32, as everywhere in Keras. `inputs` may be a dict.
+            float64 ones become float32, as everywhere in Keras. Each part may be a dict: several
+            inputs, or labels and weights of several outputs.
         batch_size: For arrays only; 128 when None.
         seed: For the order of arrays, which are shuffled where `name` is "train".
         name: What errors call the data.
@@ -68,11 +69,12 @@ def as_batches(
     if not isinstance(data.element_spec, tuple):
         data = data.map(lambda inputs: (inputs,))
     spec = data.element_spec
-    if not 1 <= len(spec) <= 3 or not all(
-        isinstance(part, tf.TensorSpec) for part in (*tf.nest.flatten(spec[:1]), *spec[1:])
-    ):
+    parts = [*tf.nest.flatten(spec[:1])]
+    for part in spec[1:]:
+        parts += part.values() if isinstance(part, Mapping) else [part]
+    if not 1 <= len(spec) <= 3 or not all(isinstance(part, tf.TensorSpec) for part in parts):
         raise DataError(f"`{name}` must hold dense tensors.", received=spec, hint=ELEMENTS)
-    if any(part.shape.rank == 0 for part in tf.nest.flatten(spec)):
+    if any(part.shape.rank == 0 for part in parts):
         raise DataError(
             f"`{name}` must be batched.", received=spec, hint="Call `.batch(...)` on it."
         )

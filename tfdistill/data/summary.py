@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from tfdistill._keras import tf
 from tfdistill.data.batches import ELEMENTS, as_batches
 from tfdistill.errors import DataError
+from tfdistill.named import by_name, one_or_all
 from tfdistill.settings import whole_number
 
 __all__ = ["DataSummary", "content_of", "require_same_each_time", "summarise"]
@@ -32,7 +33,8 @@ class DataSummary:
         examples: Examples in an epoch.
         steps: Batches in an epoch.
         labels: "integers" (class indices, `[batch]` or `[batch, 1]`), "one-hot" (rows that sum
-            to 1, `[batch, classes]`; soft ones too) or "none".
+            to 1, `[batch, classes]`; soft ones too) or "none". Of several outputs by name, like
+            the counts.
         label_counts: Examples of each class (by the largest entry of one-hot labels); empty
             without labels. Examples without a label are in none.
         element: Dtypes and shapes, as "(float32[batch, 28, 28, 1], int64[batch])".
@@ -44,28 +46,29 @@ class DataSummary:
 
     examples: int
     steps: int
-    labels: str
-    label_counts: tuple[int, ...]
+    labels: Any
+    label_counts: Any
     element: str
     has_sample_weight: bool
     identity: str
     content: str
 
     @property
-    def classes_seen(self) -> int:
-        """Number of classes that have an example."""
-        return sum(count > 0 for count in self.label_counts)
+    def classes_seen(self) -> Any:
+        """Number of classes that have an example; of several outputs by name."""
+        counts = by_name(self.label_counts).items()
+        return one_or_all({name: sum(count > 0 for count in each) for name, each in counts})
 
 
 def summarise(
     data: Any,
     *,
-    classes: int | None,
+    classes: int | Mapping[str, int | None] | None,
     batch_size: int | None = None,
     steps_per_epoch: int | None = None,
     name: str = "train",
-    require_labels: bool = True,
-    unlabelled: float | None = None,
+    require_labels: bool | Collection[str] = True,
+    unlabelled: float | Mapping[str, float | None] | None = None,
     input_shape: tuple[int | None, ...] | None = None,
     ordered: bool = False,
     also: Callable[[Any], None] = lambda inputs: None,
@@ -77,13 +80,14 @@ def summarise(
 
     Args:
         data: What `as_batches` takes.
-        classes: Number of classes; None, where not known, sets labels no upper limit.
+        classes: Number of classes; None, where not known, sets labels no upper limit. Of several
+            outputs by name; labels, and sample weights that differ, are by name, too.
         batch_size: As in `as_batches`.
         steps_per_epoch: Batches in an epoch, for data without end. No more are read.
         name: What errors call the data.
-        require_labels: Whether to refuse data without labels.
+        require_labels: Whether to refuse data without labels; or of which outputs.
         unlabelled: What stands for the label of an example that has none, see `Distiller`; `None`
-            where each has one.
+            where each has one. Of several outputs by name.
         input_shape: Of the model's only input, without the batch axis; None stands for an axis
             of any length. Not checked when None.
         ordered: Whether the order of the examples counts for `content`.
@@ -102,6 +106,14 @@ def summarise(
     element = _describe(dataset.element_spec)
     if require_labels and len(dataset.element_spec) == 1:
         raise DataError(f"`{name}` must have labels.", received=element, hint=ELEMENTS)
+    kinds = _kinds(dataset, classes, name, unlabelled)
+    for output in require_labels if not isinstance(require_labels, bool) else ():
+        if output in kinds and output not in dataset.element_spec[1]:
+            raise DataError(
+                f"`{name}` must have labels for the output {output!r}.",
+                received=f"labels for {', '.join(dataset.element_spec[1])}",
+                hint="Its `label_loss_weight` is > 0, or `train` has such labels.",
+            )
     length = int(dataset.cardinality())
     patience = math.inf
     if steps_per_epoch is not None:
@@ -115,22 +127,23 @@ def summarise(
         patience = time.monotonic() + _PATIENCE_SECONDS
 
     examples = steps = 0
-    labels, counts = "none", Counter[int]()
     content = _Content(ordered)
     for inputs, *rest in dataset.as_numpy_iterator():
         size = _check_inputs(inputs, input_shape, name)
-        if any(np.ndim(part) == 0 or len(part) != size for part in rest):
+        parts = tf.nest.flatten(rest)
+        if any(np.ndim(part) == 0 or len(part) != size for part in parts):
             raise DataError(
                 f"`{name}` must have as many labels and weights as inputs in each batch.",
-                received=f"{size} inputs with {[np.shape(part) for part in rest]}",
+                received=f"{size} inputs with {[np.shape(part) for part in parts]}",
             )
         if rest and size:
-            labels, indices = _class_indices(rest[0], classes, name, unlabelled)
-            counts.update(indices.tolist())
-        if len(rest) == 2 and (wrong := ~np.isfinite(rest[1]) | (rest[1] < 0)).any():
-            raise DataError(
-                f"`{name}` must have finite weights >= 0.", received=float(rest[1][wrong][0])
-            )
+            for output, labels in by_name(rest[0]).items():
+                kinds[output].add(labels)
+        for weights in tf.nest.flatten(rest[1:]):
+            if (wrong := ~np.isfinite(weights) | (weights < 0)).any():
+                raise DataError(
+                    f"`{name}` must have finite weights >= 0.", received=float(weights[wrong][0])
+                )
         content.add((inputs, *rest))
         also(inputs)
         examples += size
@@ -148,27 +161,69 @@ def summarise(
         raise DataError(
             f"`{name}` must hold `steps_per_epoch` = {steps_per_epoch} batches.", received=steps
         )
-    if labels != "none" and not counts:
-        raise DataError(
-            f"`{name}` must have a label for some of its examples, or no labels at all.",
-            received=f"unlabelled={unlabelled} for all {examples}",
-            hint="Give the inputs alone, and label_loss_weight=0.",
-        )
-    seen = () if labels == "none" else range(classes or max(counts) + 1)
-    label_counts = tuple(counts[label] for label in seen)
+    label_counts = one_or_all({n: kind.label_counts(examples) for n, kind in kinds.items()})
     make_up: list[Any] = [element, examples, steps]
     if steps_per_epoch is None or steps == length:  # else the order decides on the counts
         make_up.append(label_counts)
     return DataSummary(
         examples=examples,
         steps=steps,
-        labels=labels,
+        labels=one_or_all({output: kind.labels for output, kind in kinds.items()}),
         label_counts=label_counts,
         element=element,
         has_sample_weight=len(dataset.element_spec) == 3,
         identity=hashlib.sha256(json.dumps(make_up).encode()).hexdigest(),
         content=content.digest(),
     )
+
+
+class _Kind:
+    """What labels of one output are, and how many of each class there are."""
+
+    def __init__(
+        self, classes: int | None, name: str, unlabelled: float | None, output: str
+    ) -> None:
+        self.labels = "none"
+        self._counts = Counter[int]()
+        self._classes, self._name, self._unlabelled = classes, name, unlabelled
+        self._who = f"`{name}`, for the output {output!r}," if output else f"`{name}`"
+
+    def add(self, labels: Any) -> None:
+        """Takes those of a batch."""
+        self.labels, indices = _class_indices(
+            labels, self._classes, self._name, self._unlabelled, who=self._who
+        )
+        self._counts.update(indices.tolist())
+
+    def label_counts(self, examples: int) -> tuple[int, ...]:
+        """Of each class, when all examples, so many, were read."""
+        if self.labels == "none":
+            return ()
+        if not self._counts:
+            raise DataError(
+                f"{self._who} must have a label for some of its examples, or no labels at all.",
+                received=f"unlabelled={self._unlabelled} for all {examples}",
+                hint="Give the inputs alone, and label_loss_weight=0.",
+            )
+        return tuple(self._counts[n] for n in range(self._classes or max(self._counts) + 1))
+
+
+def _kinds(dataset: Any, classes: Any, name: str, unlabelled: Any) -> dict[str, _Kind]:
+    """By output; of one output under the name ""."""
+    several = isinstance(classes, Mapping)
+    spec = dataset.element_spec
+    for part, what in zip(spec[1:], ("labels", "sample_weight"), strict=False):
+        if isinstance(part, Mapping) and not several:
+            raise DataError(
+                f"`{name}` must have one tensor of {what}, for a student with one output.",
+                received=f"{what} by name: {', '.join(part)}",
+                hint=ELEMENTS,
+            )
+    marks = by_name(unlabelled)
+    return {
+        output: _Kind(count, name, marks.get(output), output)
+        for output, count in by_name(classes).items()
+    }
 
 
 def content_of(data: Any) -> str:
@@ -268,26 +323,26 @@ def _fits(shape: tuple[int, ...], pattern: tuple[int | None, ...]) -> bool:
 
 
 def _class_indices(
-    labels: Any, classes: int | None, name: str, unlabelled: float | None
+    labels: Any, classes: int | None, name: str, unlabelled: float | None, *, who: str
 ) -> tuple[str, Any]:
     """What kind of labels a batch has, and the class indices of those there are."""
     limit = "" if classes is None else f" below {classes}"
     if labels.dtype.kind not in "biuf" or labels.ndim not in (1, 2):
         raise DataError(
-            f"`{name}` must have labels [batch] or [batch, classes], of numbers.",
+            f"{who} must have labels [batch] or [batch, classes], of numbers.",
             received=f"{labels.dtype}{list(labels.shape)}",
         )
     columns = labels.ndim == 2 and labels.shape[1] != 1
     if unlabelled is not None:
         if unlabelled == 0 and not columns:
             raise DataError(
-                f"`{name}` must have one-hot labels for unlabelled=0.",
+                f"{who} must have one-hot labels for unlabelled=0.",
                 received="class numbers, of which 0 is the first",
                 hint="Pass unlabelled=-1, and -1 in the data.",
             )
         if unlabelled != 0 and labels.dtype.kind not in ("f" if np.isnan(unlabelled) else "fi"):
             raise DataError(
-                f"`{name}` must have labels of a type that holds unlabelled={unlabelled}.",
+                f"{who} must have labels of a type that holds unlabelled={unlabelled}.",
                 received=labels.dtype.name,
                 hint="NaN needs floats, -1 floats or signed integers: cast them.",
             )
@@ -296,14 +351,14 @@ def _class_indices(
     if columns:
         if classes is not None and labels.shape[1] != classes:
             raise DataError(
-                f"`{name}` must have labels of {classes} classes.",
+                f"{who} must have labels of {classes} classes.",
                 received=f"one-hot labels of {labels.shape[1]}",
             )
         sums = labels.sum(axis=1, dtype=np.float64)
         wrong = (labels < 0).any(axis=1) | ~(np.abs(sums - 1) < 1e-3)
         if wrong.any():
             raise DataError(
-                f"`{name}` must have one-hot labels >= 0 that sum to 1.",
+                f"{who} must have one-hot labels >= 0 that sum to 1.",
                 received=labels[wrong][0].tolist(),
             )
         return "one-hot", labels.argmax(axis=1)
@@ -313,7 +368,7 @@ def _class_indices(
         wrong |= indices >= classes
     if wrong.any():
         raise DataError(
-            f"`{name}` must have labels that are whole numbers from 0{limit}.",
+            f"{who} must have labels that are whole numbers from 0{limit}.",
             received=f"label {indices[wrong][0].item()}",
             hint="Examples without a label are trained on with td.Distillation(unlabelled=...)."
             if name == "train"

@@ -12,6 +12,7 @@ import numpy as np
 
 from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import DataError, ExportError, ModelError
+from tfdistill.heads import output_names
 from tfdistill.host import silence
 from tfdistill.litert.compaction import with_floats_for_products
 from tfdistill.litert.flatbuffer import FAKE_QUANTIZED, layer_of, results_by_operator
@@ -231,10 +232,7 @@ def convert(
 def _serving_function(model: Any, *, strip: bool) -> tuple[Any, Any]:
     """The model as a function of named inputs to named outputs, and what keeps it alive."""
     inputs = signature_names(model.input_names)
-    outputs = list(model.output_names)
-    if strip:
-        outputs = [name.removeprefix(FAKE_QUANTIZED) for name in outputs]
-    outputs = signature_names(outputs)
+    outputs = names_of_outputs(model, strip=strip)
 
     def serve(**tensors: Any) -> dict[str, Any]:
         results = model([tensors[name] for name in inputs], training=False)
@@ -249,6 +247,21 @@ def _serving_function(model: Any, *, strip: bool) -> tuple[Any, Any]:
     module = tf.Module()
     module.variables_of_model = list(function.graph.variables)
     return function, module
+
+
+def names_of_outputs(model: Any, *, strip: bool = False) -> list[str]:
+    """Names of a model's outputs in the signature, in its order.
+
+    Of several in a dictionary the keys; else the names of the layers that they come from.
+
+    Args:
+        model: Functional tf_keras model.
+        strip: Whether to take what tfmot's wrappers put before the names of layers off.
+    """
+    if isinstance(model.output, Mapping) and len(model.outputs) > 1:
+        return signature_names(output_names(model))
+    names = list(model.output_names)
+    return signature_names([n.removeprefix(FAKE_QUANTIZED) for n in names] if strip else names)
 
 
 def check_without_fake_quantization(model: Any) -> None:

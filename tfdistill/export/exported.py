@@ -18,6 +18,7 @@ from tfdistill.export.conversion import (
     check_loads,
     check_without_fake_quantization,
     convert,
+    names_of_outputs,
     random_examples,
 )
 from tfdistill.export.saved_artifacts import (
@@ -34,11 +35,13 @@ from tfdistill.export.settings import (
     Limits,
     Normalisation,
     check_format,
+    check_label_names,
 )
+from tfdistill.heads import output_names
 from tfdistill.litert.compaction import compact
 from tfdistill.litert.flatbuffer import Inspection, TensorInterface, inspect_content, layer_of
 from tfdistill.litert.int4 import BLOCK_SIZES, check_installed, reason_not_int4
-from tfdistill.litert.metadata import labels_file, metadata_entries, with_files
+from tfdistill.litert.metadata import labels_files, metadata_entries, with_files
 from tfdistill.litert.sidecar import check_artifact_path, describe_interface, write_artifact
 from tfdistill.runs import files
 
@@ -119,8 +122,9 @@ def export_model(
     """Writes a model as an artifact, with its sidecar (see `sidecar`).
 
     A LiteRT file takes one example at a time. Its signature "serving_default" has the names of
-    the model's inputs and of its output layers, without what tfmot's wrappers put before them;
-    characters that are not allowed in a signature become "_".
+    the model's inputs and of its output layers, without what tfmot's wrappers put before them; of
+    several outputs in a dictionary those in it. Characters that are not allowed in a signature
+    become "_".
 
     Args:
         model: Functional tf_keras model in float32, stripped of pruning wrappers.
@@ -178,13 +182,13 @@ def export_model(
     _check_result(inspection, *types, model=model)
     if format in _ENDING_PROCESSES:
         check_loads(content, format)
-    interface = _interface(inspection, settings)
+    interface = _interface(inspection, settings, model)
     entries = {}
     if settings.metadata:
         entries = metadata_entries(content, inspection, interface, model.name)
     content = compact(content, model, entries)
     if settings.metadata:
-        content = with_files(content, labels_file(interface["label_names"]))
+        content = with_files(content, labels_files(interface))
     inspection = inspect_content(content, str(path))
     write_artifact(
         path,
@@ -220,7 +224,7 @@ def _save(
         else:
             write_saved_model(model, folder, settings.label_names)
             inspection = inspect_artifact(folder)
-        interface = _interface(inspection, settings)
+        interface = _interface(inspection, settings, model)
         write_artifact(
             path,
             content,
@@ -232,10 +236,14 @@ def _save(
     return ExportedModel(path, format, method, inspection, interface)
 
 
-def _interface(inspection: Inspection, settings: Export) -> dict[str, Any]:
+def _interface(inspection: Inspection, settings: Export, model: Any) -> dict[str, Any]:
+    label_names: Any = settings.label_names
+    if isinstance(label_names, Mapping):
+        in_signature = dict(zip(output_names(model), names_of_outputs(model), strict=True))
+        label_names = {in_signature[name]: each for name, each in label_names.items()}
     return describe_interface(
         inspection,
-        label_names=settings.label_names,
+        label_names=label_names,
         normalisation=asdict(settings.normalisation) if settings.normalisation else None,
     )
 
@@ -310,13 +318,12 @@ def check_before_training(
 
 def _check_description(settings: Export, model: Any) -> None:
     """Checks what only describes the model to the app's developer."""
-    if settings.label_names and len(model.outputs) == 1:
-        classes = max(2, model.outputs[0].shape[-1] or 0)
-        if len(settings.label_names) != classes:
-            raise SettingError(
-                f"`label_names` must be {classes} names, one for each class.",
-                received=settings.label_names,
-            )
+    if settings.label_names:
+        names = output_names(model)
+        check_label_names(
+            settings.label_names,
+            {n: max(2, t.shape[-1] or 0) for n, t in zip(names, model.outputs, strict=True)},
+        )
     channels = settings.normalisation.channels if settings.normalisation else None
     found = {tensor.shape[-1] for tensor in model.inputs}
     if channels is not None and channels not in found:

@@ -23,6 +23,8 @@ from tfdistill._keras import keras, tf
 from tfdistill.bridge.loading import load_model
 from tfdistill.bridge.model_graphs import graph_of, leaves_of, pack_inputs
 from tfdistill.errors import ExportError, ModelError
+from tfdistill.export.conversion import names_of_outputs
+from tfdistill.heads import output_names
 from tfdistill.host import silence
 from tfdistill.litert.flatbuffer import Inspection, TensorInterface, Weight, inspect_file
 from tfdistill.litert.runtime import LiteRTModel, signature_names
@@ -47,22 +49,23 @@ _OWN_PACKAGES = ("keras", "builtins")
 # --- writing ---
 
 
-def write_saved_model(model: Any, folder: Path, label_names: Sequence[str] = ()) -> None:
+def write_saved_model(model: Any, folder: Path, label_names: Any = ()) -> None:
     """Writes a model as a SavedModel, for TensorFlow Serving, any number of examples at a time.
 
     Its signature "serving_default" has the names of the LiteRT files' signature. Of a
     classifier, "classify" answers the same inputs with `class` (int64 `[batch]`), `probability`
-    (float32 `[batch]`) and, where labels have names, `label` (string `[batch]`).
+    (float32 `[batch]`) and, where labels have names, `label` (string `[batch]`); of several outputs
+    with `NAME_class` and so on of each.
 
     Args:
         model: Functional tf_keras model in float32.
         folder: Where to write; must not exist.
-        label_names: The classes' names.
+        label_names: The classes' names; of several outputs by name.
 
     Raises:
         ExportError: It cannot be saved.
     """
-    inputs, outputs = signature_names(model.input_names), signature_names(model.output_names)
+    inputs, outputs = signature_names(model.input_names), names_of_outputs(model)
     specs = {
         name: tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name=name)
         for name, tensor in zip(inputs, model.inputs, strict=True)
@@ -75,7 +78,7 @@ def write_saved_model(model: Any, folder: Path, label_names: Sequence[str] = ())
     signatures = {_SERVING: serve}
     view = _classifier(model)
     if view is not None:
-        signatures[_CLASSIFY] = _classify(view, inputs, label_names)
+        signatures[_CLASSIFY] = _classify(view, inputs, outputs, label_names)
     # Not the model: it would be saved as Keras does, which traces every layer once more.
     module = tf.Module()
     module.variables_of_model = list(model.weights)
@@ -99,36 +102,50 @@ def write_saved_model(model: Any, folder: Path, label_names: Sequence[str] = ())
 
 
 def _classifier(model: Any) -> ModelView | None:
-    if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
+    if any(len(output.shape) != 2 for output in model.outputs):
         return None
     with contextlib.suppress(ModelError):  # one that ends in what no logits are behind
-        return ModelView(model, role="student")
+        return ModelView(model, role="student", several=True)
     return None
 
 
 def _probabilities(view: ModelView | None, outputs: Sequence[str]) -> list[str]:
     """Names of the outputs that are none of logits."""
-    return [*outputs] if view is not None and view.activation != "linear" else []
+    if view is None:
+        return []
+    heads = zip(outputs, view.heads.values(), strict=True)
+    return [name for name, head in heads if head.activation != "linear"]
 
 
 def _classify(
-    view: ModelView, inputs: Sequence[str], label_names: Sequence[str]
+    view: ModelView, inputs: Sequence[str], outputs: Sequence[str], label_names: Any
 ) -> Callable[..., dict[str, Any]]:
     def classify(**tensors: Any) -> dict[str, Any]:
-        logits = view([tensors[name] for name in inputs], training=False)[1].logits
-        if logits.shape[-1] == 1:  # as two logits, of which the first is 0
-            logits = tf.concat([tf.zeros_like(logits), logits], axis=-1)
-            probabilities = tf.nn.softmax(logits)
-        else:
-            sigmoid = view.activation == "sigmoid"
-            probabilities = tf.sigmoid(logits) if sigmoid else tf.nn.softmax(logits)
-        classes = tf.argmax(logits, axis=-1)
-        found = {"class": classes, "probability": tf.reduce_max(probabilities, axis=-1)}
-        if label_names:
-            found["label"] = tf.gather(tf.constant(list(label_names)), classes)
+        said = view([tensors[name] for name in inputs], training=False)[1]
+        found: dict[str, Any] = {}
+        for name, head, output in zip(view.heads, view.heads.values(), outputs, strict=True):
+            several = len(view.heads) > 1
+            names = label_names.get(name, ()) if several and label_names else label_names
+            answers = _answers(said.of(name).logits, head.activation, names)
+            found |= {f"{output}_{key}" if several else key: v for key, v in answers.items()}
         return found
 
     return classify
+
+
+def _answers(logits: Any, activation: str, label_names: Sequence[str]) -> dict[str, Any]:
+    """What logits of one output say."""
+    if logits.shape[-1] == 1:  # as two logits, of which the first is 0
+        logits = tf.concat([tf.zeros_like(logits), logits], axis=-1)
+        probabilities = tf.nn.softmax(logits)
+    else:
+        sigmoid = activation == "sigmoid"
+        probabilities = tf.sigmoid(logits) if sigmoid else tf.nn.softmax(logits)
+    classes = tf.argmax(logits, axis=-1)
+    found = {"class": classes, "probability": tf.reduce_max(probabilities, axis=-1)}
+    if label_names:
+        found["label"] = tf.gather(tf.constant(list(label_names)), classes)
+    return found
 
 
 def keras_file(model: Any, to_keras3: Callable[[Any], Any] = bridge.to_keras3) -> bytes:
@@ -225,6 +242,8 @@ class KerasFile:
         names = [tensor._keras_history[0].name for tensor in graph.inputs]
         self.inputs = _interfaces(signature_names(names), graph.inputs)
         names = [tensor._keras_history[0].name for tensor in graph.outputs]
+        if len(names) > 1:
+            names = [*output_names(model)]
         self.outputs = _interfaces(signature_names(names), graph.outputs)
         kernels = [
             _weight(f"{leaf.name}/{weight.name}", weight, type(leaf.layer).__name__)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
+from typing import Any
 
 import numpy as np
 
 from tfdistill.errors import SettingError
 from tfdistill.litert.int4 import BLOCK_SIZES
+from tfdistill.named import by_name
 from tfdistill.settings import settings
 
-__all__ = ["FORMATS", "Export", "Limits", "Normalisation", "check_format"]
+__all__ = [
+    "FORMATS",
+    "Export",
+    "Limits",
+    "Normalisation",
+    "check_format",
+    "check_label_names",
+]
 
 SAVED = ("savedmodel", "keras")  # what is no LiteRT file
 FORMATS = ("float32", "float16", "dynamic_int8", "int8", "int16x8", *BLOCK_SIZES, *SAVED)
@@ -141,7 +150,8 @@ class Export:
         allow_select_ops: Whether an operator that LiteRT lacks may be taken from TensorFlow.
             The app must then ship the select-ops library, and the artifact cannot be certified
             here.
-        label_names: The classes' names, by their index in the output.
+        label_names: The classes' names, by their index in the output. Of a model with several
+            outputs those of each, by its name; some may be left out.
         normalisation: How an app turns raw values into the model's inputs.
         metadata: Whether a LiteRT file says these itself, too, see `td.read_metadata`: some
             hundred bytes. The JSON file beside it says them in any case.
@@ -159,7 +169,7 @@ class Export:
     input_type: str = "float32"
     output_type: str = "float32"
     allow_select_ops: bool = False
-    label_names: Sequence[str] = ()
+    label_names: Sequence[str] | Mapping[str, Sequence[str]] = ()
     normalisation: Normalisation | None = None
     metadata: bool = True
     calibration_examples: int = 256
@@ -167,22 +177,17 @@ class Export:
 
     def __post_init__(self) -> None:
         """Checks every field."""
-        for name in ("formats", "label_names"):
-            if not isinstance(getattr(self, name), (list, tuple)):
-                raise SettingError(
-                    f"`{name}` must be a tuple of names.", received=getattr(self, name)
-                )
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "formats", _names("formats", self.formats))
+        names = by_name(self.label_names)
+        names = {output: _names("label_names", each) for output, each in names.items()}
+        object.__setattr__(self, "label_names", names.get("", names))
         if len(set(self.formats)) < len(self.formats):
             raise SettingError("`formats` must hold each format once.", received=self.formats)
         for format in self.formats:
             check_format(format)
-        if not all(
-            isinstance(each, str) and len(each.splitlines()) < 2 for each in self.label_names
-        ):
-            raise SettingError(
-                "`label_names` must be names of one line.", received=self.label_names
-            )
+        for found in names.values():
+            if not all(isinstance(each, str) and len(each.splitlines()) < 2 for each in found):
+                raise SettingError("`label_names` must be names of one line.", received=found)
         if not isinstance(self.metadata, bool):
             raise SettingError("`metadata` must be True or False.", received=self.metadata)
         allowed = ["float32"]
@@ -223,6 +228,12 @@ class Export:
         )
 
 
+def _names(setting: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise SettingError(f"`{setting}` must be a tuple of names.", received=value)
+    return tuple(value)
+
+
 def check_format(format: str) -> None:
     """Checks a format's name.
 
@@ -236,3 +247,42 @@ def check_format(format: str) -> None:
             received=format,
             hint=f"Did you mean {' or '.join(near)}?" if near else "",
         )
+
+
+def check_label_names(label_names: Any, classes: Mapping[str, int]) -> None:
+    """Checks that there are as many names of classes as a model has.
+
+    Args:
+        label_names: Of one output; of several by name.
+        classes: Number of classes of each output, by its name.
+
+    Raises:
+        SettingError: There are not; or they are of no output.
+    """
+    if len(classes) > 1:
+        if not isinstance(label_names, Mapping):
+            raise SettingError(
+                "`label_names` must be by the names of the outputs, of which there are several.",
+                received=label_names,
+                hint=f"Write {{name: [...]}}; some may be left out. It has: {', '.join(classes)}.",
+            )
+        for name in label_names:
+            if name not in classes:
+                raise SettingError(
+                    "`label_names` must be by the names of the outputs.",
+                    received=repr(name),
+                    hint=f"There are: {', '.join(classes)}.",
+                )
+    elif isinstance(label_names, Mapping):
+        raise SettingError(
+            "`label_names` must be a tuple of names for a model with one output.",
+            received=label_names,
+        )
+    for name, names in by_name(label_names).items():
+        count = classes[name] if name else next(iter(classes.values()))
+        if len(names) != count:
+            raise SettingError(
+                f"`label_names` must be {count} names, one for each class"
+                f"{f' of the output {name!r}' if name else ''}.",
+                received=names,
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,8 @@ from tfdistill.litert.flatbuffer import Graph, TensorInterface, inspect_file, re
 from tfdistill.litert.flatbuffer import Inspection as FileContent
 from tfdistill.litert.metadata import read_metadata
 from tfdistill.litert.operator_costs import OperatorCost, integer_share, multiply_accumulates, total
-from tfdistill.litert.sidecar import read_sidecar
-from tfdistill.report import kilobytes, percent
+from tfdistill.litert.sidecar import label_names_of, read_sidecar
+from tfdistill.rows import kilobytes, percent
 
 if TYPE_CHECKING:
     from tfdistill.terminal import Terminal
@@ -57,7 +58,8 @@ class FileInspection(Inspection):
         integer_share: Share of the multiply-accumulates computed in integers, in [0, 1]; `None`
             where that is not known.
         method: How it was quantized, in words; "" where nothing says it.
-        label_names: The classes' names, by the file or the JSON file beside it.
+        label_names: The classes' names, by the file or the JSON file beside it; of several outputs
+            by their names.
         certified: Whether the certificate beside it was passed; `None` without one.
     """
 
@@ -68,7 +70,7 @@ class FileInspection(Inspection):
     operators: tuple[InspectedOperator, ...] = ()
     integer_share: float | None = None
     method: str = ""
-    label_names: tuple[str, ...] = ()
+    label_names: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ()
     certified: bool | None = None
 
     def show_tables(self, terminal: Terminal) -> None:
@@ -95,6 +97,12 @@ class FileInspection(Inspection):
                 f"{self.multiply_accumulates:,} multiply-accumulates, "
                 f"{percent(self.integer_share, 1)} of them in integers"
             )
+
+
+def _label_names(interface: Mapping[str, Any]) -> Any:
+    if len(interface.get("outputs", ())) < 2:
+        return tuple(interface.get("label_names", ()))
+    return {name: tuple(each) for name, each in label_names_of(interface).items()}
 
 
 def inspect_litert(path: str | os.PathLike[str]) -> FileInspection:
@@ -124,7 +132,7 @@ def inspect_litert(path: str | os.PathLike[str]) -> FileInspection:
         operators=_by_kind(costs, found.custom_operators),
         integer_share=share,
         method=str(known.get("artifact", {}).get("method", "")).replace("unknown", ""),
-        label_names=tuple(known.get("interface", {}).get("label_names", ())),
+        label_names=_label_names(known["interface"]) if "interface" in known else (),
         certified=certificate.get("passed"),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,14 +20,14 @@ from tfdistill.bridge.model_graphs import (
 )
 from tfdistill.errors import ModelError, TfdistillError
 from tfdistill.export.conversion import MissingOperatorError, check_exportable
+from tfdistill.heads import Head, output_names
 from tfdistill.host import silence
 from tfdistill.inspection.findings import Finding, Inspection, Interface, count_text, shape_text
 from tfdistill.inspection.layer_costs import layer_costs
 from tfdistill.inspection.sizes import PredictedSize, predict_sizes
-from tfdistill.outputs import ModelView
 from tfdistill.pruning import Pruning, PruningPlan, plan_pruning
 from tfdistill.quantization import Quantization, quantize
-from tfdistill.report import kilobytes, percent
+from tfdistill.rows import kilobytes, percent
 from tfdistill.students import prepare_student
 from tfdistill.terminal import Terminal
 
@@ -198,9 +199,9 @@ class _Stages:
             return
         student = prepared.model
         self._look_at_layers(student)
-        view = self._attempt("outputs", "fail", lambda: ModelView(student, role="student"))
-        if view is not None:
-            self._look_at_outputs(view)
+        heads = self._attempt("outputs", "fail", prepared.heads)
+        if heads is not None:
+            self._look_at_outputs(heads)
         level = "warn" if pruning is None else "fail"
         settings = pruning or Pruning()
         self.plan = self._attempt("pruning", level, lambda: plan_pruning(student, settings))
@@ -324,21 +325,23 @@ class _Stages:
             )
             self.add("note", "separate_relu", message, holes)
 
-    def _look_at_outputs(self, view: ModelView) -> None:
-        last = self.model.outputs[0]._keras_history[0].name
-        if view.activation != "linear":
-            message = (
-                f"It ends in a {view.activation} where logits are expected; distillation reads the "
-                "logits before it, and the artifact gives probabilities"
-            )
-            hint = f"Leave the {view.activation} out, and the artifact gives logits."
-            self.add("warn", "softmax", message, (last,), hint)
-        if len(view.shapes.logits) != 1:
-            message = (
-                "Its outputs are not [batch, classes], which labels, accuracy and certificates "
-                f"are for, but {shape_text((None, *view.shapes.logits))}"
-            )
-            self.add("warn", "outputs", message, (last,))
+    def _look_at_outputs(self, heads: Mapping[str, Head]) -> None:
+        one = len(heads) == 1
+        for name, head in heads.items():
+            where = self.model.outputs[0]._keras_history[0].name if one else name
+            if head.activation != "linear":
+                message = (
+                    f"It ends in a {head.activation} where logits are expected; distillation reads "
+                    "the logits before it, and the artifact gives probabilities"
+                )
+                hint = f"Leave the {head.activation} out, and the artifact gives logits."
+                self.add("warn", "softmax", message, (where,), hint)
+            if len(head.shape) != 1:
+                message = (
+                    "Its outputs are not [batch, classes], which labels, accuracy and certificates "
+                    f"are for, but {shape_text((None, *head.shape))}"
+                )
+                self.add("warn" if one else "fail", "outputs", message, (where,))
 
     def _export_code(self, student: Any) -> str:
         if any(None in tensor.shape[1:] for tensor in student.inputs):
@@ -363,6 +366,9 @@ def _interfaces(model: Any) -> tuple[tuple[Interface, ...], tuple[Interface, ...
     if graph is None:
         return (), ()
     names = [tensor._keras_history[0].name for tensor in graph.outputs]
+    if len(names) > 1:
+        with contextlib.suppress(ModelError):  # nested ones have none
+            names = [*output_names(model)]
     found = []
     for tensors, called in (
         (graph.inputs, [tensor._keras_history[0].name for tensor in graph.inputs]),

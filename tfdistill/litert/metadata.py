@@ -34,9 +34,9 @@ from tfdistill.litert.flatbuffer import (
     read,
     unpack,
 )
-from tfdistill.litert.sidecar import describe_interface
+from tfdistill.litert.sidecar import describe_interface, label_names_of
 
-__all__ = ["labels_file", "metadata_entries", "read_metadata", "with_files"]
+__all__ = ["labels_files", "metadata_entries", "read_metadata", "with_files"]
 
 _STANDARD, _OWN = "TFLITE_METADATA", "tfdistill"
 _LABELS = "labels.txt"
@@ -70,7 +70,7 @@ def metadata_entries(
     if interface["normalisation"]:
         own = {"normalisation": interface["normalisation"]}
         entries[_OWN] = json.dumps(own, separators=(",", ":")).encode()
-    if interface["label_names"] or interface["normalisation"]:
+    if label_names_of(interface) or interface["normalisation"]:
         graph = unpack(content).subgraphs[0]
         inputs, outputs = list(graph.inputs), list(graph.outputs)
         entries[_STANDARD] = _standard(  # which counts as the graph does, not as the signature
@@ -82,9 +82,23 @@ def metadata_entries(
     return entries
 
 
-def labels_file(label_names: Sequence[str]) -> dict[str, bytes]:
-    """The labels as the file that the standard metadata names; none without labels."""
-    return {_LABELS: "\n".join(label_names).encode()} if label_names else {}
+def labels_files(interface: Mapping[str, Any]) -> dict[str, bytes]:
+    """The labels as the files that the standard metadata names; none without labels.
+
+    Args:
+        interface: From `describe_interface`.
+    """
+    found = label_names_of(interface)
+    several = len(interface["outputs"]) > 1
+    return {
+        _labels_of(output, several=several): "\n".join(names).encode()
+        for output, names in found.items()
+    }
+
+
+def _labels_of(output: str, *, several: bool) -> str:
+    """Name of the file with an output's labels."""
+    return f"labels_{output}.txt" if several else _LABELS
 
 
 def with_files(content: bytes, files: Mapping[str, bytes]) -> bytes:
@@ -132,7 +146,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         }
         if _STANDARD not in entries:
             return None
-        labels, normalisation = _read_standard(entries[_STANDARD], content)
+        named = {spec.index: spec.name for spec in inspection.outputs}
+        outputs = [named.get(index, "") for index in packed.subgraphs[0].outputs]
+        labels, normalisation = _read_standard(entries[_STANDARD], content, outputs)
         if _OWN in entries:  # the same, unrounded
             normalisation = json.loads(entries[_OWN])["normalisation"]
         interface = describe_interface(inspection, label_names=labels, normalisation=normalisation)
@@ -159,9 +175,19 @@ def _standard(
 ) -> bytes:
     builder = flatbuffers.Builder(256)
     values = {output["name"]: output["values"] for output in interface["outputs"]}
-    labels = interface["label_names"]
+    labels = label_names_of(interface)
+    several = len(interface["outputs"]) > 1
     given = [_input(builder, spec, interface["normalisation"]) for spec in inputs]
-    made = [_output(builder, spec, values[spec.name], labels) for spec in outputs]
+    made = [
+        _output(
+            builder,
+            spec,
+            values[spec.name],
+            labels.get(spec.name, ()),
+            _labels_of(spec.name, several=several),
+        )
+        for spec in outputs
+    ]
     tensors = {_INPUTS: _vector(builder, given), _OUTPUTS: _vector(builder, made)}
     subgraph = _table(builder, tensors)
     model = {
@@ -192,7 +218,9 @@ def _input(builder: Any, spec: TensorInterface, normalisation: Mapping[str, Any]
     return _table(builder, fields)
 
 
-def _output(builder: Any, spec: TensorInterface, values: str, labels: Sequence[str]) -> int:
+def _output(
+    builder: Any, spec: TensorInterface, values: str, labels: Sequence[str], labels_file: str
+) -> int:
     fields = {
         _NAME: builder.CreateSharedString(spec.name),
         _DESCRIPTION: builder.CreateSharedString(values),
@@ -200,7 +228,7 @@ def _output(builder: Any, spec: TensorInterface, values: str, labels: Sequence[s
     }
     if labels:
         kind = _AXIS_LABELS if spec.shape[-1] == len(labels) else _VALUE_LABELS
-        file = _table(builder, {_NAME: builder.CreateSharedString(_LABELS)}, {_FILE_TYPE: kind})
+        file = _table(builder, {_NAME: builder.CreateSharedString(labels_file)}, {_FILE_TYPE: kind})
         fields[_FILES] = _vector(builder, [file])
     return _table(builder, fields)
 
@@ -233,17 +261,21 @@ def _vector(builder: Any, offsets: Sequence[int]) -> int:
 # --- and read ---
 
 
-def _read_standard(data: bytes, content: bytes) -> tuple[list[str], dict[str, Any] | None]:
-    """Labels of the first output that has some, and normalisation of the first such input."""
+def _read_standard(
+    data: bytes, content: bytes, outputs: Sequence[str]
+) -> tuple[Any, dict[str, Any] | None]:
+    """Labels of the output, of several by their names; normalisation of the first such input."""
     model = Table(data, flatbuffers.encode.Get(flatbuffers.packer.uoffset, data, 0))
     main = next(_children(model, _SUBGRAPHS))
-    labels: list[str] = []
-    for tensor in _children(main, _OUTPUTS):
+    by_output: dict[str, list[str]] = {}
+    for name, tensor in zip(outputs, _children(main, _OUTPUTS), strict=False):
         for file in _children(tensor, _FILES):
-            if not labels and _number(file, _FILE_TYPE) in (_AXIS_LABELS, _VALUE_LABELS):
+            if name not in by_output and _number(file, _FILE_TYPE) in (_AXIS_LABELS, _VALUE_LABELS):
                 with zipfile.ZipFile(io.BytesIO(content)) as archive:
                     text = archive.read(_text(file, _NAME)).decode()
-                labels = text.removesuffix("\n").split("\n")
+                by_output[name] = text.removesuffix("\n").split("\n")
+    several = len([name for name in outputs if name]) > 1
+    labels: Any = by_output if several else next(iter(by_output.values()), [])
     for tensor in _children(main, _INPUTS):
         for unit in _children(tensor, _PROCESS_UNITS):
             if _number(unit, _UNION_KIND) == _NORMALIZATION:

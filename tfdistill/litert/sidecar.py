@@ -23,6 +23,7 @@ from tfdistill.runs.records import sha256_of
 __all__ = [
     "check_artifact_path",
     "describe_interface",
+    "label_names_of",
     "read_sidecar",
     "sidecar_path",
     "was_exported",
@@ -172,30 +173,45 @@ def write_sidecar(
 def describe_interface(
     inspection: Inspection,
     *,
-    label_names: Sequence[str] = (),
+    label_names: Sequence[str] | Mapping[str, Sequence[str]] = (),
     normalisation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """How an app feeds and reads an artifact, in JSON's types.
 
     Args:
         inspection: What is in the file.
-        label_names: The classes' names by their index in the output.
+        label_names: The classes' names by their index in the output; of several outputs by their
+            names in the file. Each then has its own beside what else is said of it.
         normalisation: How raw values become the model's inputs.
     """
     one = len(inspection.outputs) == 1
+    of_outputs = label_names if isinstance(label_names, Mapping) else {}
     return {
         "inputs": [_describe(spec, feeding=True) for spec in inspection.inputs],
         "outputs": [
             {
                 **_describe(spec, feeding=False),
                 "values": "probabilities" if spec.name in inspection.probabilities else "logits",
+                **({"label_names": [*names]} if (names := of_outputs.get(spec.name)) else {}),
             }
             for spec in inspection.outputs
         ],
         "normalisation": dict(normalisation) if normalisation else None,
-        "label_names": list(label_names) if one else [],
+        "label_names": list(label_names) if one and not of_outputs else [],
         "reset_state_before_each_run": inspection.stateful,
     }
+
+
+def label_names_of(interface: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The classes' names by the output that they are of, of those that have some.
+
+    Args:
+        interface: From `describe_interface`.
+    """
+    outputs = interface["outputs"]
+    if len(outputs) == 1 and interface["label_names"]:
+        return {outputs[0]["name"]: interface["label_names"]}
+    return {each["name"]: each["label_names"] for each in outputs if each.get("label_names")}
 
 
 def _describe(spec: TensorInterface, *, feeding: bool) -> dict[str, Any]:

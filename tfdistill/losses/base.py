@@ -115,14 +115,6 @@ def _names(by_output: Any) -> tuple[str, ...]:
     return tuple(by_output) if isinstance(by_output, Mapping) else ()
 
 
-def one_or_all(by_output: Mapping[str, Any]) -> Any:
-    """What `Outputs` and `Shapes` hold of outputs by name: of one alone, that one's."""
-    if len(by_output) > 1:
-        return by_output
-    (only,) = by_output.values()
-    return only
-
-
 class Taught(NamedTuple):
     """Inputs of a batch together with what the teacher says about them.
 

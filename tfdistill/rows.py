@@ -1,0 +1,175 @@
+"""The rows of a report: models of a run, measured on its test set. No TensorFlow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy.typing as npt
+
+from tfdistill.errors import SettingError
+
+__all__ = ["Disagreement", "OutputRow", "Row", "kilobytes", "outputs_of", "percent", "points"]
+
+_KINDS = ("teacher", "baseline", "stage", "artifact")
+
+
+@dataclass(frozen=True)
+class OutputRow:
+    """What a row says of one output of several.
+
+    Args:
+        accuracy: Share of right classes, in [0, 1]; NaN where it is not known.
+        teacher_agreement: Share of examples on which it predicts the teacher's class, in [0, 1].
+        per_class_accuracy: Accuracy on the examples of each class; NaN for a class without any.
+    """
+
+    accuracy: float
+    teacher_agreement: float | None = None
+    per_class_accuracy: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the shares."""
+        _check_shares(self, "accuracy", "teacher_agreement")
+        object.__setattr__(self, "per_class_accuracy", tuple(self.per_class_accuracy))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a run, on the test set.
+
+    Args:
+        name: "teacher", "student alone", "distilled", "pruned", "quantized", or an artifact's
+            format, such as "int8".
+        kind: "teacher", "baseline", "stage" or "artifact".
+        accuracy: Share of right classes, in [0, 1]; NaN where it is not known. Of several outputs
+            the share of examples on which all are right; so the agreement.
+        teacher_agreement: Share of examples on which it predicts the teacher's class, in [0, 1].
+        parameters: Number of its parameters.
+        sparsity: Share of its prunable weights that are exactly zero, in [0, 1].
+        bytes: Size of its file.
+        gzip_bytes: Size of its file after gzip: about what a download takes.
+        latency_ms: Median time of one example on the host, one thread, milliseconds.
+        latency_p90_ms: 90 % of the examples took no longer, milliseconds.
+        certified: Whether its certificate was passed; `None` without one.
+        per_class_accuracy: Accuracy on the examples of each class; NaN for a class without any.
+        seconds: Time that its training took, seconds.
+        note: What else is to be known of it, as a sentence.
+        outputs: Of several outputs, what is to be said of each, by name.
+
+    Raises:
+        SettingError: A field is outside what it may be.
+
+    Example:
+        >>> Row("int8", "artifact", accuracy=0.963, bytes=11_264, gzip_bytes=6_102)
+    """
+
+    name: str
+    kind: str
+    accuracy: float
+    teacher_agreement: float | None = None
+    parameters: int | None = None
+    sparsity: float | None = None
+    bytes: int | None = None
+    gzip_bytes: int | None = None
+    latency_ms: float | None = None
+    latency_p90_ms: float | None = None
+    certified: bool | None = None
+    per_class_accuracy: tuple[float, ...] = ()
+    seconds: float | None = None
+    note: str = ""
+    outputs: Mapping[str, OutputRow] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks every field that could be mistaken for another unit."""
+        if self.kind not in _KINDS:
+            raise SettingError(f"`kind` must be one of {', '.join(_KINDS)}.", received=self.kind)
+        _check_shares(self, "accuracy", "teacher_agreement", "sparsity")
+        object.__setattr__(self, "per_class_accuracy", tuple(self.per_class_accuracy))
+
+    def of(self, output: str) -> Row:
+        """The row as if that output were the only one, for what is to be said of each."""
+        found = self.outputs.get(output, OutputRow(math.nan))
+        return replace(
+            self,
+            accuracy=found.accuracy,
+            teacher_agreement=found.teacher_agreement,
+            per_class_accuracy=found.per_class_accuracy,
+            certified=None,  # which is of all
+            outputs={},
+        )
+
+    def cells(self, outputs: Sequence[str] = ()) -> tuple[str, ...]:
+        """The row as text, one cell a column; "-" for what is not known.
+
+        Args:
+            outputs: Names of the outputs whose accuracies have columns of their own.
+        """
+        certified = {None: "-", True: "passed", False: "FAILED"}[self.certified]
+        return (
+            self.name,
+            percent(self.accuracy, 2),
+            *(percent(self.of(output).accuracy, 2) for output in outputs),
+            percent(self.teacher_agreement, 2),
+            "-" if self.parameters is None else f"{self.parameters:,}",
+            kilobytes(self.bytes),
+            kilobytes(self.gzip_bytes),
+            percent(self.sparsity, 1),
+            "-" if _missing(self.latency_ms) else f"{self.latency_ms:.3g}",
+            certified,
+        )
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A test example on which an artifact and the teacher predict different classes.
+
+    Args:
+        index: Its place in the test set.
+        label: Its class.
+        teacher_class: The class that the teacher predicts.
+        artifact_class: The class that the artifact predicts.
+        image: Its input, `[height, width]` or `[height, width, channels]`, or an array of
+            another shape, which is shown as numbers; `None` to show nothing.
+        output: Name of the output that the classes are of, where there are several.
+    """
+
+    index: int
+    label: int
+    teacher_class: int
+    artifact_class: int
+    image: npt.NDArray[Any] | None = field(default=None, compare=False, repr=False)
+    output: str = ""
+
+
+def outputs_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Names of the outputs, where there are several; else none. A teacher may lack some."""
+    return max((tuple(row.outputs) for row in rows), key=len, default=())
+
+
+def _check_shares(row: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(row, name)
+        if value is not None and not (math.isnan(value) or 0 <= value <= 1):
+            raise SettingError(f"`{name}` must be in [0, 1].", received=value)
+
+
+def percent(share: float | None, digits: int) -> str:
+    """A share in [0, 1] as text, "-" where it is not known."""
+    return "-" if share is None or math.isnan(share) else f"{100 * share:.{digits}f}%"
+
+
+def kilobytes(size: int | None) -> str:
+    """A number of bytes as text, in KB of 1024 bytes; "-" where it is not known."""
+    return "-" if size is None else f"{size / 1024:,.1f} KB"
+
+
+def points(share: float) -> str:
+    """A difference of two shares as text."""
+    return f"{100 * share + 0.0:.2f} points"  # no -0.00
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
