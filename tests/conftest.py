@@ -18,7 +18,16 @@ if os.environ.get("TFDISTILL_TEST_DATA"):  # tests change directory, their proce
 # A file's tests stay in one process. The longest first, else one process ends minutes after all.
 _LONGEST = (
     *("quantization", "tasks", "distiller", "resume", "rewrites", "recipes", "pruning"),
-    *("pipeline", "bridge_parts", "inspection", "mixing", "targets", "keras_door", "losses"),
+    *(
+        "pipeline_outputs",
+        "pipeline",
+        "bridge_parts",
+        "inspection",
+        "mixing",
+        "targets",
+        "keras_door",
+        "losses",
+    ),
 )
 
 

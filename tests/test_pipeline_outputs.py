@@ -319,6 +319,7 @@ def test_a_killed_run_ends_in_the_same_weights(
     assert [row.outputs for row in whole.report.rows] == [row.outputs for row in again.report.rows]
 
 
+@pytest.mark.slow  # a whole run
 def test_a_list_of_outputs_has_labels_in_its_order(
     teacher: Any, digits: tuple[Array, Array], tmp_path: Path
 ) -> None:
