@@ -89,11 +89,16 @@ def _plain_fields(kind: type) -> dict[str, tuple[Any, bool]]:
             found[field.name] = (hint, False)
         elif bool in choices and any(typing.get_origin(part) is typing.Literal for part in choices):
             found[field.name] = (_bool_or_word, False)
-        elif typing.get_origin(hint) in (tuple, Sequence) and choices[0] in _PLAIN:
-            found[field.name] = (choices[0], True)
+        elif several := [of for part in (hint, *choices) if (of := _item(part)) in _PLAIN]:
+            found[field.name] = (several[0], True)
         elif len(plain) == 1 and typing.get_origin(hint) in (typing.Union, types.UnionType):
             found[field.name] = (plain[0], False)
     return found
+
+
+def _item(kind: Any) -> Any:
+    """What a tuple or sequence is of; `None` for anything else."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) in (tuple, Sequence) else None
 
 
 def _bool_or_word(text: str) -> bool | str:
