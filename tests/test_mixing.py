@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
+import itertools
 import json
 import re
 from pathlib import Path
@@ -204,25 +205,18 @@ def test_losses_are_the_closed_form(weighted: bool) -> None:
     assert logs["loss"] == pytest.approx(total, rel=1e-5)
 
 
-_NO, _YES = None, td.Adversarial(0.1)
+_QUICK = (("adversarial", "one-hot", "cutmix"), ("plain", "numbers", "mixup"))
+_STEPS = itertools.product(("adversarial", "plain"), ("numbers", "one-hot"), ("cutmix", "mixup"))
 
 
 @pytest.mark.parametrize(
-    ("adversarial", "form", "kind"),
-    [
-        (_YES, "one-hot", "cutmix"),
-        (_NO, "numbers", "mixup"),
-        pytest.param(_YES, "numbers", "mixup", marks=pytest.mark.slow),
-        pytest.param(_YES, "numbers", "cutmix", marks=pytest.mark.slow),
-        pytest.param(_YES, "one-hot", "mixup", marks=pytest.mark.slow),
-        pytest.param(_NO, "numbers", "cutmix", marks=pytest.mark.slow),
-        pytest.param(_NO, "one-hot", "mixup", marks=pytest.mark.slow),
-        pytest.param(_NO, "one-hot", "cutmix", marks=pytest.mark.slow),
-    ],
+    ("inputs_are", "form", "kind"),
+    [pytest.param(*of, marks=[] if of in _QUICK else [pytest.mark.slow]) for of in _STEPS],
 )
 def test_a_step_is_that_of_the_mixed_batch_with_soft_labels(
-    kind: str, form: str, adversarial: Any
+    inputs_are: str, form: str, kind: str
 ) -> None:
+    adversarial = td.Adversarial(0.1) if inputs_are == "adversarial" else None
     if kind == "mixup":
         settings, (inputs, labels, weights) = MIXUP, examples()
         student, teacher = (lambda: perceptron(tf_keras)), perceptron(keras, units=7, seed=1)

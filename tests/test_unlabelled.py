@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +123,6 @@ def _step_by_hand(student: Any, inputs: Array, labels: Array, known: Array) -> N
     slopes = tape.gradient(loss, student.trainable_weights)
     for weight, slope in zip(student.trainable_weights, slopes, strict=True):
         weight.assign_sub(0.05 * slope)
-
-
-alike: Any = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.slow
