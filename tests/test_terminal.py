@@ -126,7 +126,7 @@ def test_training_in_a_file_is_a_line_an_epoch(plain: io.StringIO) -> None:
 
 
 def test_a_resumed_training_goes_on_counting(plain: io.StringIO) -> None:
-    callback = Terminal(plain).training_progress("pruning", epochs=4, first_epoch=2)
+    callback = Terminal(plain).training_progress("pruning", epochs=4)
     train(callback, initial_epoch=2, epochs=4)
     found = [line.split(":")[1] for line in plain.getvalue().splitlines()]
     assert found == [" epoch 3/4", " epoch 4/4"]
@@ -137,7 +137,7 @@ def test_the_time_left_counts_the_epochs_of_this_run(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(terminal_module.time, "monotonic", lambda: now[0])
-    callback = Terminal(plain).training_progress("pruning", epochs=10, first_epoch=4)
+    callback = Terminal(plain).training_progress("pruning", epochs=10)
     callback.on_train_begin()
     for epoch in (4, 5):
         callback.on_epoch_begin(epoch)
@@ -277,9 +277,6 @@ def test_silent_is_silent() -> None:
 def test_wrong_settings() -> None:
     with pytest.raises(SettingError, match=r"`verbose` must be 0 or 1\. Received: 2\."):
         Terminal(verbose=2)
-    message = r"`first_epoch` must be >= 0 and at most `epochs`\. Received: first_epoch=5, epochs=3"
-    with pytest.raises(SettingError, match=message):
-        Terminal(io.StringIO()).training_progress("pruning", epochs=3, first_epoch=5)
 
 
 @pytest.mark.parametrize(

@@ -112,9 +112,7 @@ class Terminal:
         """Prints a line in the colour of its level: "note", "warn" or "fail"."""
         self._line(text, {"warn": "yellow", "fail": "bold red"}.get(level, ""))
 
-    def training_progress(
-        self, title: str, epochs: int, first_epoch: int = 0, steps: int | None = None
-    ) -> Any:
+    def training_progress(self, title: str, epochs: int, steps: int | None = None) -> Any:
         """Makes the callback that shows a training.
 
         On a terminal: a bar with epoch, step, loss, main metrics and the time left, which gives
@@ -123,20 +121,12 @@ class Terminal:
         Args:
             title: What is trained, such as "distillation".
             epochs: Epochs of the whole training, as `fit` is given them.
-            first_epoch: Epochs finished by an earlier, interrupted run: `initial_epoch` of `fit`.
             steps: Steps of an epoch, where known; else they are counted in the first epoch.
 
         Returns:
-            A tf_keras `Callback` for one `fit` (with its own `verbose=0`).
-
-        Raises:
-            SettingError: `first_epoch` is negative or beyond `epochs`.
+            A tf_keras `Callback` for one `fit` (with its own `verbose=0`), which may go on with
+            a training that was interrupted.
         """
-        if not 0 <= first_epoch <= epochs:
-            raise SettingError(
-                "`first_epoch` must be >= 0 and at most `epochs`.",
-                received=f"first_epoch={first_epoch}, epochs={epochs}",
-            )
         from tfdistill._keras import tf_keras
 
         if not self.verbose:
@@ -145,14 +135,15 @@ class Terminal:
 
         class EpochLines(tf_keras.callbacks.Callback):
             def on_train_begin(self, logs: Any = None) -> None:
-                self.started = self.epoch_started = time.monotonic()
+                self.started, self.finished = time.monotonic(), 0  # epochs, of this run alone
 
             def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
                 self.epoch_started = time.monotonic()
 
             def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
                 now = time.monotonic()
-                left = (now - self.started) / (epoch + 1 - first_epoch) * (epochs - epoch - 1)
+                self.finished += 1
+                left = (now - self.started) / self.finished * (epochs - epoch - 1)
                 parts = [_duration(now - self.epoch_started), *_metrics(logs)]
                 if left > 0:
                     parts.append(f"{_duration(left)} left")
@@ -163,7 +154,7 @@ class Terminal:
                 super().__init__()
                 # Else Keras fetches the metrics after every step, and the device waits for it.
                 self._supports_tf_logs = True
-                self.epoch, self.step, self.drawn, self.metrics = first_epoch, 0, 0.0, [""]
+                self.epoch, self.step, self.drawn, self.metrics = 0, 0, 0.0, [""]
 
             def on_train_begin(self, logs: Any = None) -> None:
                 self.steps = steps or self.params.get("steps")
