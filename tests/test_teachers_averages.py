@@ -15,6 +15,8 @@ from tfdistill._keras import keras, tf, tf_keras, tfmot
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.quantization import quantize, quantized_kernels
 from tfdistill.quantizers import copy_quantized
+from tfdistill.runs.run import Stage
+from tfdistill.stages import distiller_of
 
 # Keras 3 saves and loads variables through NumPy's older protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -278,6 +280,105 @@ def test_a_copy_of_a_quantized_model_is_its_equal(student: Any, skip: list[str])
         np.testing.assert_array_equal(kernel == 0, zeros[name])
 
 
+# --- in a pipeline ---
+
+
+def run(run_dir: Path, teacher: Any) -> td.Result:
+    """All stages of a student that has labels of a quarter of its examples."""
+    inputs, labels, _ = examples(60)
+    some = np.where(np.arange(60) % 4 == 0, labels, -1)
+    limits = td.Limits(max_accuracy_drop=1.0, min_agreement=0.0)
+    return td.Pipeline(
+        distillation=td.Distillation(
+            losses=TAUGHT, label_loss_weight=1.0, unlabelled=-1, epochs=2, learning_rate=0.05
+        ),
+        pruning=td.Pruning(sparsity=0.5, epochs=2),
+        quantization=td.Quantization(epochs=2),
+        export=td.Export(formats=("int8",), limits=limits),
+        baseline=False,
+    ).run(
+        perceptron(keras, units=16),
+        teacher,
+        (inputs, some),
+        test=(inputs, labels),
+        run_dir=run_dir,
+        verbose=0,
+    )
+
+
+def weights_of(run_dir: Path) -> dict[str, list[Any]]:
+    found = {}
+    for stage in ("distillation", "pruning", "quantization"):
+        with np.load(run_dir / stage / "weights.npz") as arrays:
+            found[stage] = [arrays[name] for name in arrays.files]
+    return found
+
+
+def test_in_a_pipeline_it_teaches_in_every_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, starts = [], []
+
+    def remember(*args: Any, steps: int, **more: Any) -> Any:
+        distiller = distiller_of(*args, steps=steps, **more)
+        if steps > 1:  # not a look before training
+            made.append(distiller)
+            starts.append(distiller.averaged_student.get_weights())
+        return distiller
+
+    monkeypatch.setattr("tfdistill.stages.distiller_of", remember)
+    result = run(tmp_path, td.teachers.MovingAverage(0.5))
+    stages = weights_of(tmp_path)
+    for distiller, start, stage in zip(made, starts, stages, strict=True):
+        averaged = distiller.averaged_student.get_weights()
+        behind, moved = (
+            max(np.abs(now - then).max() for now, then in zip(stages[stage], other, strict=True))
+            for other in (averaged, start)
+        )
+        assert 0 < behind < moved, stage
+    rows = {row.name: row for row in result.report.rows}
+    assert [*rows] == ["distilled", "pruned", "quantized", "int8"]
+    assert all(row.teacher_agreement is None for row in rows.values())
+    assert rows["pruned"].sparsity == pytest.approx(0.5, abs=0.05)
+    for stage in stages:
+        history = result.report.histories[stage]
+        assert history["probability_mse"][-1] > 0  # in the first step it says the same
+        assert history["teacher_agreement"][-1] > 0.8
+    notes = result.report.details["notes"]
+    assert "The teacher was asked at each step: it follows the student." in notes
+    assert not (tmp_path / "targets").exists()
+
+
+@pytest.mark.slow
+def test_a_stopped_pipeline_goes_on_with_its_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside another teacher, and stopped in each stage."""
+
+    def both() -> Any:
+        other = perceptron(keras, units=7, seed=3, name="other")
+        return td.teachers.Ensemble([td.teachers.MovingAverage(0.9), other])
+
+    run(tmp_path / "whole", both())
+    save = Stage.save_checkpoint
+
+    def stop(self: Any, epoch: int, *args: Any) -> None:
+        save(self, epoch, *args)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "save_checkpoint", stop)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path / "stopped", both())
+    run(tmp_path / "stopped", both())
+    ours, theirs = weights_of(tmp_path / "stopped"), weights_of(tmp_path / "whole")
+    for stage, weights in theirs.items():
+        for one, other in zip(ours[stage], weights, strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=stage)
+
+
 def test_the_lines_of_the_methods_page_run() -> None:
     page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
     lines = page.split("run by tests/test_teachers_averages.py. -->\n```python\n")[1]
@@ -296,8 +397,12 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     for decay in (1, -0.1, float("nan"), "0.9", True):
         with pytest.raises(SettingError, match=r"`decay` must be in \[0, 1\)"):
             td.teachers.MovingAverage(decay)  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="`teacher` must be trained before a pipeline begins"):
-        td.Pipeline().check(perceptron(tf_keras), average)
+    for teacher in (average, td.teachers.Ensemble([average, perceptron(keras, seed=1)])):
+        message = r"a teacher that follows the student\. Received: store_targets=True and a td"
+        with pytest.raises(SettingError, match=message):
+            td.Pipeline(distillation=td.Distillation(store_targets=True)).check(
+                perceptron(tf_keras), teacher
+            )
     with pytest.raises(ModelError, match="`teacher` must know by itself what it says"):
         td.store_targets(average, (inputs, labels), tmp_path / "targets")
     distiller = td.Distiller(perceptron(tf_keras), perceptron(keras, seed=1), TAUGHT)

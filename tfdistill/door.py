@@ -55,11 +55,11 @@ class Door:
                 received=f"{len(self.teaching.shapes.names)} outputs",
                 hint="Make a model of the output to distil: keras.Model(model.input, output).",
             )
-        if self.teaching.followers:
-            raise ModelError(
-                "`teacher` must be trained before a pipeline begins.",
-                received="a td.teachers.MovingAverage, which follows the student",
-                hint="Train with td.Distiller first; its `averaged_student` may teach here.",
+        if self.follows and asked.store_targets is True:
+            raise SettingError(
+                '`store_targets` must be False or "auto" for a teacher that follows the student.',
+                received="store_targets=True and a td.teachers.MovingAverage",
+                hint="It says something else after each step, so it is asked at each.",
             )
         plans, matches = match_all(plans, model, self.teacher)
         marks = {name: plan.unlabelled for name, plan in plans.items()}
@@ -79,7 +79,7 @@ class Door:
             plan_pruning(model, pipeline.pruning)
         if pipeline.quantization is not None:
             quantized = quantize(model, pipeline.quantization, sparse=False).model
-            if any(loss.student_layers for loss in self.distillation.every_loss):
+            if self.follows or any(loss.student_layers for loss in self.distillation.every_loss):
                 # Its layers may have other outputs, or be parts of what they were.
                 distiller_of(self.distillation, quantized, self.teacher, steps=1)
         trained_for_int8 = pipeline.quantization is not None
@@ -91,6 +91,11 @@ class Door:
         )
         inputs = model.inputs
         self.input_shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else None
+
+    @property
+    def follows(self) -> bool:
+        """Whether the teacher, or a part of it, follows the student, step by step."""
+        return bool(self.teaching.followers)
 
     @property
     def classes(self) -> Any:

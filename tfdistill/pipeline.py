@@ -209,6 +209,7 @@ class Pipeline:
                     epochs=self._taught_epochs(),
                     seed=self.seed,
                     terminal=terminal,
+                    follows=door.follows,
                 )
                 finished = self._stages(door, data, teaching, label_loss, directory, terminal)
             except KeyboardInterrupt:
@@ -294,7 +295,8 @@ class Pipeline:
             to_keras3=door.prepared.hand_back,
         )
         teacher_evaluation = None
-        if not isinstance(door.teacher, Nobody):
+        # What follows the student begins anew in each stage: there is none to be judged here.
+        if not (isinstance(door.teacher, Nobody) or door.follows):
             with failures_named(door.teaching, "the reading of `test` began"):
                 teacher_evaluation = evaluate(door.logits_of_teacher, data.test)
         return Finished(

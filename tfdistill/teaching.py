@@ -62,6 +62,7 @@ def prepare_teaching(
     epochs: int,
     seed: int,
     terminal: Terminal,
+    follows: bool = False,
 ) -> Teaching:
     """Stores the teacher's answers where that is right and pays, and sets the training data so.
 
@@ -74,6 +75,7 @@ def prepare_teaching(
         epochs: Of all stages that have a teacher.
         seed: The pipeline's.
         terminal: Told what is done.
+        follows: Whether the teacher follows the student, and says something else after each step.
 
     Raises:
         SettingError: `augment` draws random numbers of its own.
@@ -109,7 +111,7 @@ def prepare_teaching(
     if isinstance(teacher, Nobody):
         return Teaching(data.validation, None, "Nothing was stored: there is no teacher.", identity)
     stored = None
-    why_not = _why_not(asked, data, views, epochs)
+    why_not = "it follows the student" if follows else _why_not(asked, data, views, epochs)
     if not why_not:
         stored = store(
             "train", train.dataset, augment=augment, views=views, data_name=data.identity

@@ -24,8 +24,9 @@ class MovingAverage(GivenTeacher):
     less, so that it soon forgets the weights at the start. The average of the statistics of
     BatchNormalization is taken, too. Of a student that simulates 8-bit arithmetic so does the
     average: kernels in ranges of their own, all else in the student's. It costs one forward pass,
-    and the memory of one more student. It is for a `td.Distiller`, where much is unlabelled above
-    all: its `averaged_student` is then often better than the student, and may teach in a pipeline.
+    and the memory of one more student. It helps above all where much is unlabelled. A Distiller's
+    `averaged_student` is then often better than the student. In a pipeline it begins anew in each
+    stage, and has no row in the report.
 
     Args:
         decay: Share of the average that stays at each step, in [0, 1). 0.99 forgets half within
@@ -60,7 +61,7 @@ class MovingAverage(GivenTeacher):
         if asked.student is None:
             raise ModelError(
                 "`teacher` must know by itself what it says.",
-                received="a td.teachers.MovingAverage, which follows the student of a Distiller",
+                received="a td.teachers.MovingAverage, which follows the student in training",
                 hint="Train with td.Distiller; its `averaged_student` may then teach.",
             )
         return AveragedTeacher(asked.student, self.decay, layers)
