@@ -9,6 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distillers import (
+    HINT,
+    LABEL_LOSS,
+    SOFT,
+    Array,
+    Hint,
+    Interrupt,
+    LogitsMSE,
+    SoftTargets,
+    assert_equal,
+    assert_equal_logs,
+    compiled_distiller,
+    each_library,
+    values_of,
+    wider_teacher,
+)
 from networks import examples, hidden_of, logits_of, perceptron, wide, with_random_weights
 
 import tfdistill as td
@@ -19,63 +35,6 @@ from tfdistill.students import prepare_student
 
 # Keras 3 saves its variables in a way that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-Array = Any
-SoftTargets, LogitsMSE, Hint = td.losses.SoftTargets, td.losses.LogitsMSE, td.losses.Hint
-each_library = pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
-
-SOFT = SoftTargets(temperature=3.0)
-HINT = Hint("rectified", "rectified", weight=0.5)  # the teacher's is wider: it is projected
-LABEL_LOSS = "sparse_categorical_crossentropy"
-
-
-def _teacher(library: Any = keras, **settings: Any) -> Any:
-    return perceptron(library, units=7, seed=1, name="teacher", **settings)
-
-
-def _distiller(
-    student: Any = None,
-    teacher: Any = None,
-    losses: Any = (SOFT, HINT),
-    label_loss_weight: float = 0.3,
-    *,
-    seed: int = 2,
-    optimizer: Any = None,
-    loss: Any = LABEL_LOSS,
-    metrics: Any = ("accuracy",),
-    **settings: Any,
-) -> Any:
-    """A compiled distiller whose projection has the weights of `seed`."""
-    distiller = td.Distiller(
-        student if student is not None else perceptron(tf_keras),
-        teacher if teacher is not None else _teacher(),
-        losses=losses,
-        label_loss_weight=label_loss_weight,
-    )
-    for projection in distiller._projections.values():
-        (kernel,) = projection.get_weights()
-        projection.set_weights([np.random.default_rng(seed).normal(size=kernel.shape)])
-    distiller.compile(
-        optimizer or tf_keras.optimizers.SGD(0.05), loss, metrics=list(metrics), **settings
-    )
-    return distiller
-
-
-def _values(variables: Any) -> list[Array]:
-    """Copies: the memory that `numpy` shows is written by the next step."""
-    return [np.array(variable.numpy()) for variable in variables]
-
-
-def _assert_equal(ours: Any, theirs: Any, tolerance: float = 0.0) -> None:
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
-
-
-def _assert_equal_logs(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
-    assert list(ours) == list(theirs)
-    for name, value in ours.items():
-        np.testing.assert_allclose(value, theirs[name], rtol=tolerance, err_msg=name)
 
 
 # --- the loss, in float64 ---
@@ -139,13 +98,13 @@ def _slope(function: Callable[[list[Array]], float], weights: list[Array]) -> li
     ],
 )
 def test_logs_and_update_are_the_closed_form(weighted: bool, label_loss_weight: float) -> None:
-    distiller = _distiller(
+    distiller = compiled_distiller(
         perceptron(tf_keras, regularizer=tf_keras.regularizers.L2(0.02)),
         label_loss_weight=label_loss_weight,
     )
     inputs, labels, sample_weight = examples()
-    teacher = _teacher().get_weights()
-    before = _values(distiller.trainable_variables)
+    teacher = wider_teacher().get_weights()
+    before = values_of(distiller.trainable_variables)
 
     def logs(weights: list[Array]) -> dict[str, float]:
         counted = sample_weight if weighted else np.ones(len(labels))
@@ -164,23 +123,25 @@ def test_logs_and_update_are_the_closed_form(weighted: bool, label_loss_weight: 
     evaluated = distiller.evaluate(
         inputs, labels, batch_size=6, verbose=0, return_dict=True, **given
     )
-    _assert_equal_logs(evaluated, logs(before))
+    assert_equal_logs(evaluated, logs(before))
 
     trained = distiller.train_on_batch(inputs, labels, return_dict=True, **given)
-    _assert_equal_logs(trained, logs(before))
+    assert_equal_logs(trained, logs(before))
     slopes = _slope(lambda weights: logs(weights)["loss"], before)
     assert all(np.abs(slope).max() > 1e-3 for slope in slopes)
     expected = [weight - 0.05 * slope for weight, slope in zip(before, slopes, strict=True)]
-    _assert_equal(_values(distiller.trainable_variables), expected, 2e-6)
+    assert_equal(values_of(distiller.trainable_variables), expected, 2e-6)
 
 
 def test_teacher_agreement_counts_every_example_once() -> None:
     inputs, labels, _ = examples()
     logits = logits_of(perceptron(tf_keras).get_weights(), inputs)
-    expected = np.mean(logits.argmax(-1) == logits_of(_teacher().get_weights(), inputs).argmax(-1))
+    expected = np.mean(
+        logits.argmax(-1) == logits_of(wider_teacher().get_weights(), inputs).argmax(-1)
+    )
     assert 0 < expected < 1
     sample_weight = np.zeros(len(labels))
-    logs = _distiller().evaluate(
+    logs = compiled_distiller().evaluate(
         inputs, labels, sample_weight=sample_weight, verbose=0, return_dict=True
     )
     assert logs["teacher_agreement"] == pytest.approx(expected)
@@ -203,16 +164,16 @@ def test_probabilities_are_taught_as_their_logits(
     results = []
     for ending in (None, activation):
         student = perceptron(library, classes=classes, activation=ending)
-        teacher = _teacher(library, classes=classes, activation=ending)
-        distiller = _distiller(student, teacher, (SoftTargets(), LogitsMSE()), loss=loss)
+        teacher = wider_teacher(library, classes=classes, activation=ending)
+        distiller = compiled_distiller(student, teacher, (SoftTargets(), LogitsMSE()), loss=loss)
         logs = distiller.train_on_batch(inputs, labels, sample_weight, return_dict=True)
-        results.append((logs, _values(distiller.trainable_variables)))
+        results.append((logs, values_of(distiller.trainable_variables)))
     assert distiller.notes == (
         f"The student ends in {activation}; distillation reads the logits before it.",
         f"The teacher ends in {activation}; distillation reads the logits before it.",
     )
-    _assert_equal_logs(results[1][0], results[0][0])
-    _assert_equal(results[1][1], results[0][1], 1e-6)
+    assert_equal_logs(results[1][0], results[0][0])
+    assert_equal(results[1][1], results[0][1], 1e-6)
     # The student still returns probabilities.
     predicted = distiller.predict(inputs, verbose=0)
     assert predicted.min() >= 0
@@ -225,7 +186,7 @@ def test_class_numbers_are_read_by_several_sigmoid_units(library: Any) -> None:
     loss = label_loss_for("integers", activation="sigmoid", units=3)
     students = [perceptron(library, activation="sigmoid") for _ in range(2)]
     ours, theirs = (
-        _distiller(student, losses=(), loss=own, label_loss_weight=1.0)
+        compiled_distiller(student, losses=(), loss=own, label_loss_weight=1.0)
         for student, own in zip(students, (loss, "binary_crossentropy"), strict=True)
     )
     right = logits_of(students[0].get_weights(), inputs).argmax(axis=1) == labels
@@ -233,7 +194,7 @@ def test_class_numbers_are_read_by_several_sigmoid_units(library: Any) -> None:
     np.testing.assert_allclose(logs["accuracy"], right.mean(), rtol=1e-6)
     ours.fit(inputs, labels, verbose=0)
     theirs.fit(inputs, np.eye(3, dtype=np.float32)[labels], verbose=0)
-    _assert_equal(ours.student.get_weights(), theirs.student.get_weights(), 1e-6)
+    assert_equal(ours.student.get_weights(), theirs.student.get_weights(), 1e-6)
 
 
 def test_regularizers_of_activities_and_weights_join_the_loss_once() -> None:
@@ -245,7 +206,7 @@ def test_regularizers_of_activities_and_weights_join_the_loss_once() -> None:
     student = with_random_weights(tf_keras.Model(features, outputs), 0)
     student.compile(loss=LABEL_LOSS)
     expected = student.evaluate(inputs, labels, verbose=0)  # what Keras makes of the two
-    logs = _distiller(student, losses=(), label_loss_weight=1.0).evaluate(
+    logs = compiled_distiller(student, losses=(), label_loss_weight=1.0).evaluate(
         inputs, labels, verbose=0, return_dict=True
     )
     assert logs["loss"] == pytest.approx(expected, rel=1e-6)
@@ -257,11 +218,11 @@ def test_regularizers_of_activities_and_weights_join_the_loss_once() -> None:
 
 def test_rows_without_labels_train_as_rows_with_labels_of_no_weight() -> None:
     inputs, labels, _ = examples()
-    unlabelled = _distiller(label_loss_weight=0.0, loss=None)
-    labelled = _distiller(label_loss_weight=0.0)
+    unlabelled = compiled_distiller(label_loss_weight=0.0, loss=None)
+    labelled = compiled_distiller(label_loss_weight=0.0)
     ours = unlabelled.fit(inputs, verbose=0, shuffle=False, batch_size=6).history
     theirs = labelled.fit(inputs, labels, verbose=0, shuffle=False, batch_size=6).history
-    _assert_equal(_values(unlabelled.weights), _values(labelled.weights))
+    assert_equal(values_of(unlabelled.weights), values_of(labelled.weights))
     assert list(ours) == ["loss", "soft_targets", "hint", "teacher_agreement"]
     assert set(theirs) - set(ours) == {"label_loss", "accuracy"}
     assert ours["loss"] == theirs["loss"]
@@ -269,7 +230,7 @@ def test_rows_without_labels_train_as_rows_with_labels_of_no_weight() -> None:
 
 def test_validation_may_have_labels_where_training_has_none() -> None:
     inputs, labels, _ = examples()
-    distiller = _distiller(label_loss_weight=0.0)
+    distiller = compiled_distiller(label_loss_weight=0.0)
     history = distiller.fit(
         inputs, validation_data=(inputs, labels), epochs=2, verbose=0, batch_size=8
     ).history
@@ -305,7 +266,7 @@ def _counted(library: Any, calls: list[str], who: str, *, nested: bool, units: i
 @pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
 def test_one_forward_pass_of_each_model_a_step(nested: bool) -> None:
     calls: list[str] = []
-    distiller = _distiller(
+    distiller = compiled_distiller(
         _counted(tf_keras, calls, "student", nested=nested, units=5),
         _counted(keras, calls, "teacher", nested=nested, units=7),
         (SoftTargets(), Hint("hidden", "hidden"), Hint("features", "features", name="inputs")),
@@ -328,7 +289,7 @@ def test_the_step_is_traced_once(data: str) -> None:
             traces.append(data)
             return super().train_step(data)
 
-    distiller = Counting(perceptron(tf_keras), _teacher(), [SOFT], 0.3)
+    distiller = Counting(perceptron(tf_keras), wider_teacher(), [SOFT], 0.3)
     distiller.compile("adam", LABEL_LOSS, metrics=["accuracy"])
     given: tuple[Any, ...] = examples(24)[:2]
     if data == "data set":
@@ -356,18 +317,18 @@ def test_two_replicas_are_one(case: str, two_replicas: Any) -> None:
     data = tf.data.Dataset.from_tensor_slices(arrays).batch(6)
     results: list[Any] = []
     for scope in (contextlib.nullcontext(), two_replicas.scope()):
-        teacher = _teacher()  # not in the scope: it is only read
+        teacher = wider_teacher()  # not in the scope: it is only read
         with scope:
             student = CASES[case]()
-            distiller = _distiller(student, teacher)
+            distiller = compiled_distiller(student, teacher)
         history = distiller.fit(data, validation_data=data, epochs=2, verbose=0).history
         assert distiller.distribute_strategy.num_replicas_in_sync == len(results) + 1
         assert distiller.student is student
-        results.append((history, _values(distiller.weights), student.get_weights()))
+        results.append((history, values_of(distiller.weights), student.get_weights()))
     one, several = results
-    _assert_equal_logs(several[0], one[0])
-    _assert_equal(several[1], one[1], 1e-5)
-    _assert_equal(several[2], one[2], 1e-5)
+    assert_equal_logs(several[0], one[0])
+    assert_equal(several[1], one[1], 1e-5)
+    assert_equal(several[2], one[2], 1e-5)
     assert np.abs(one[2][0] - CASES[case]().get_weights()[0]).max() > 1e-3
 
 
@@ -387,7 +348,7 @@ def test_mixed_precision_scales_the_loss() -> None:
     tiny = (LogitsMSE(weight=1e-6),)  # its gradients are 0 in float16
     updates = []
     for student in (perceptron(tf_keras), _mixed_student()):
-        distiller = _distiller(
+        distiller = compiled_distiller(
             student,
             losses=tiny,
             label_loss_weight=0.0,
@@ -404,7 +365,7 @@ def test_mixed_precision_scales_the_loss() -> None:
 
 def test_losses_are_float32_under_mixed_precision() -> None:
     inputs, labels, _ = examples()
-    distiller = _distiller(
+    distiller = compiled_distiller(
         _mixed_student(regularizer="l2"),
         lambda batch: batch[:, :3] * 0 + 400.0,
         (LogitsMSE(),),
@@ -420,7 +381,7 @@ def test_predictions_are_the_students_under_mixed_precision() -> None:
     scaled = tf_keras.layers.Rescaling(1e-6, dtype="float32")(inputs)
     outputs = tf_keras.layers.Dense(3, dtype=tf_keras.mixed_precision.Policy("mixed_float16"))
     student = tf_keras.Model(inputs, outputs(scaled))
-    distiller = _distiller(student, losses=(SoftTargets(),))
+    distiller = compiled_distiller(student, losses=(SoftTargets(),))
     large = 1e6 * examples()[0]  # infinite in float16
     predicted = distiller.predict(large, verbose=0)
     assert np.isfinite(predicted).all()
@@ -442,27 +403,27 @@ def _restless(library: Any, name: str, *, units: int = 5) -> Any:
 def _everything(model: Any) -> list[Array]:
     """Weights, and the states of random generators."""
     if isinstance(model, keras.Model):
-        return _values(model.variables)
+        return values_of(model.variables)
     generators = {
         id(generator): generator
         for module in model.submodules
         if (generator := getattr(module, "_random_generator", None)) is not None
         and (generator := generator._generator) is not None
     }
-    return [*_values(model.variables), *(g.state.numpy() for g in generators.values())]
+    return [*values_of(model.variables), *(g.state.numpy() for g in generators.values())]
 
 
 @each_library
 def test_teacher_is_not_trained_tracked_saved_or_changed(library: Any, tmp_path: Path) -> None:
     teacher = _restless(library, "teacher", units=7)
     before, trainable = _everything(teacher), [layer.trainable for layer in teacher.layers]
-    distiller = _distiller(
+    distiller = compiled_distiller(
         _restless(tf_keras, "student"), teacher, (SoftTargets(), Hint("hidden", "hidden"))
     )
     inputs, labels, _ = examples()
     distiller.fit(inputs, labels, validation_data=(inputs, labels), verbose=0)
 
-    _assert_equal(_everything(teacher), before)
+    assert_equal(_everything(teacher), before)
     assert teacher.trainable
     assert [layer.trainable for layer in teacher.layers] == trainable
     assert not hasattr(teacher, "optimizer") or teacher.optimizer is None
@@ -481,21 +442,21 @@ def test_teacher_is_not_trained_tracked_saved_or_changed(library: Any, tmp_path:
     # And a saved model is the student.
     distiller.save(tmp_path / "saved.keras")
     loaded = tf_keras.models.load_model(tmp_path / "saved.keras")
-    _assert_equal(loaded.get_weights(), distiller.student.get_weights())
+    assert_equal(loaded.get_weights(), distiller.student.get_weights())
 
 
 def test_evaluation_changes_nothing_but_metrics() -> None:
-    distiller = _distiller(
+    distiller = compiled_distiller(
         _restless(tf_keras, "student"),
         losses=(SoftTargets(), Hint("hidden", "normalization")),
         optimizer="adam",
     )
     inputs, labels, _ = examples()
     distiller.fit(inputs, labels, verbose=0)
-    before = _everything(distiller) + _values(distiller.optimizer.variables)
+    before = _everything(distiller) + values_of(distiller.optimizer.variables)
     first = distiller.evaluate(inputs, labels, verbose=0, return_dict=True)
     second = distiller.evaluate(inputs, labels, verbose=0, return_dict=True)
-    _assert_equal(_everything(distiller) + _values(distiller.optimizer.variables), before)
+    assert_equal(_everything(distiller) + values_of(distiller.optimizer.variables), before)
     assert first == second
 
 
@@ -504,7 +465,7 @@ def test_evaluation_changes_nothing_but_metrics() -> None:
 
 def test_logs_are_the_losses_the_agreement_and_the_metrics() -> None:
     inputs, labels, sample_weight = examples()
-    distiller = _distiller(
+    distiller = compiled_distiller(
         losses=(SoftTargets(), LogitsMSE(name="numbers", weight=0)),
         metrics=("accuracy", tf_keras.metrics.SparseTopKCategoricalAccuracy(2, name="top_2")),
     )
@@ -530,29 +491,27 @@ def test_logs_are_the_losses_the_agreement_and_the_metrics() -> None:
 def test_keras3_student_is_handed_back_trained() -> None:
     student = perceptron(keras)
     before = student.get_weights()
-    distiller = _distiller(student)
+    distiller = compiled_distiller(student)
     inputs, labels, _ = examples()
     distiller.fit(inputs, labels, verbose=0)
     after = student.get_weights()  # without asking the distiller
     assert distiller.student is student
     assert all(np.abs(a - b).max() > 0 for a, b in zip(after, before, strict=True))
-    _assert_equal(after, distiller.training_student.get_weights())
+    assert_equal(after, distiller.training_student.get_weights())
     np.testing.assert_allclose(
         student.predict(inputs, verbose=0), distiller.predict(inputs, verbose=0), atol=1e-6
     )
     distiller.train_on_batch(inputs, labels)  # not `fit`: the weights come when asked for
-    _assert_equal(distiller.student.get_weights(), distiller.training_student.get_weights())
+    assert_equal(distiller.student.get_weights(), distiller.training_student.get_weights())
 
 
 def test_keras3_student_holds_the_weights_of_an_interrupted_fit() -> None:
     student = perceptron(keras)
-    distiller = _distiller(student)
+    distiller = compiled_distiller(student)
     inputs, labels, _ = examples()
     with pytest.raises(KeyboardInterrupt):
-        distiller.fit(
-            inputs, labels, epochs=5, verbose=0, callbacks=[_Interrupt(KeyboardInterrupt)]
-        )
-    _assert_equal(student.get_weights(), distiller.training_student.get_weights())
+        distiller.fit(inputs, labels, epochs=5, verbose=0, callbacks=[Interrupt(KeyboardInterrupt)])
+    assert_equal(student.get_weights(), distiller.training_student.get_weights())
     assert np.abs(student.get_weights()[0] - perceptron(keras).get_weights()[0]).max() > 0
 
 
@@ -560,7 +519,7 @@ def test_keras3_optimizer_loss_and_metrics_are_taken() -> None:
     inputs, labels, sample_weight = examples()
     results = []
     for library in (keras, tf_keras):
-        distiller = _distiller(
+        distiller = compiled_distiller(
             optimizer=library.optimizers.SGD(0.05, momentum=0.9),
             loss=library.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=[library.metrics.SparseCategoricalAccuracy(name="right")],
@@ -575,180 +534,9 @@ def test_keras3_optimizer_loss_and_metrics_are_taken() -> None:
             verbose=0,
             shuffle=False,
         ).history
-        results.append((history, _values(distiller.weights)))
-    _assert_equal_logs(results[0][0], results[1][0])
-    _assert_equal(results[0][1], results[1][1])
-
-
-# --- callbacks ---
-
-
-class _Interrupt(tf_keras.callbacks.Callback):
-    """Raises in the second epoch, after a step of it."""
-
-    def __init__(self, error: type[BaseException]) -> None:
-        super().__init__()
-        self._error = error
-        self._epoch = 0
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._epoch == 1:
-            raise self._error("interrupted")
-
-
-@pytest.mark.parametrize(
-    "library", [keras, pytest.param(tf_keras, marks=pytest.mark.slow)], ids=["keras", "tf_keras"]
-)
-def test_backup_and_restore_ends_in_the_weights_of_an_uninterrupted_run(
-    library: Any, tmp_path: Path
-) -> None:
-    inputs, labels, _ = examples()
-
-    def fit(distiller: Any, *callbacks: Any) -> Any:
-        return distiller.fit(
-            inputs, labels, epochs=3, batch_size=6, shuffle=False, verbose=0, callbacks=callbacks
-        )
-
-    def backup() -> Any:
-        return tf_keras.callbacks.BackupAndRestore(str(tmp_path), delete_checkpoint=False)
-
-    whole = _distiller(perceptron(library), optimizer="adam")
-    fit(whole)
-    with pytest.raises(RuntimeError, match="interrupted"):
-        fit(_distiller(perceptron(library), optimizer="adam"), backup(), _Interrupt(RuntimeError))
-    # Another start, so that nothing is right by chance: the projection and Adam's state, too.
-    resumed = _distiller(perceptron(library, seed=9), seed=9, optimizer="adam")
-    history = fit(resumed, backup())
-    assert history.epoch == [1, 2]
-    _assert_equal(_values(resumed.weights), _values(whole.weights))
-    _assert_equal(resumed.student.get_weights(), whole.student.get_weights())
-
-
-@pytest.mark.parametrize(
-    ("library", "weights_only"),
-    [
-        (keras, True),
-        (tf_keras, False),
-        pytest.param(keras, False, marks=pytest.mark.slow),
-        pytest.param(tf_keras, True, marks=pytest.mark.slow),
-    ],
-)
-def test_model_checkpoint_writes_the_student_alone(
-    library: Any, weights_only: bool, tmp_path: Path
-) -> None:
-    path = tmp_path / ("student.weights.h5" if weights_only else "student.keras")
-    distiller = _distiller(perceptron(library))
-    inputs, labels, _ = examples()
-    checkpoint = tf_keras.callbacks.ModelCheckpoint(str(path), save_weights_only=weights_only)
-    distiller.fit(inputs, labels, verbose=0, callbacks=[checkpoint])
-    if weights_only:
-        loaded = perceptron(library, seed=9)
-        loaded.load_weights(path)
-    else:
-        loaded = library.models.load_model(path)
-    assert isinstance(loaded, library.Model)
-    _assert_equal(loaded.get_weights(), distiller.student.get_weights())
-    np.testing.assert_allclose(
-        loaded.predict(inputs, verbose=0), distiller.predict(inputs, verbose=0), atol=1e-6
-    )
-
-
-@each_library
-def test_weights_of_the_student_alone_can_be_loaded(library: Any, tmp_path: Path) -> None:
-    path = tmp_path / "student.weights.h5"
-    perceptron(library, seed=9).save_weights(path)
-    distiller = _distiller(perceptron(library))
-    distiller.load_weights(path)
-    _assert_equal(
-        distiller.training_student.get_weights(), perceptron(library, seed=9).get_weights()
-    )
-
-
-@each_library
-def test_early_stopping_restores_the_best_weights(library: Any) -> None:
-    inputs, labels, _ = examples()
-    student = perceptron(library)
-    distiller = _distiller(student, optimizer=tf_keras.optimizers.SGD(0.05))
-    seen: list[tuple[float, list[Array]]] = []
-
-    def grow(epoch: int, rate: float) -> float:
-        return rate if epoch == 0 else 3.0  # far too large: the first epoch stays the best
-
-    history = distiller.fit(
-        inputs,
-        labels,
-        validation_data=(inputs, labels),
-        epochs=9,
-        verbose=0,
-        callbacks=[
-            tf_keras.callbacks.LearningRateScheduler(grow),
-            tf_keras.callbacks.LambdaCallback(
-                on_epoch_end=lambda epoch, logs: seen.append(
-                    (logs["val_loss"], _values(distiller.weights))
-                )
-            ),
-            tf_keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True),
-        ],
-    ).history
-    assert len(history["loss"]) == 3
-    assert seen[0][0] < seen[1][0]
-    _assert_equal(_values(distiller.weights), seen[0][1])
-    _assert_equal(student.get_weights(), seen[0][1][:4])
-
-
-def test_tensorboard_records_the_losses(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="TensorFlow's callback needs the tensorboard package")
-    inputs, labels, _ = examples()
-    callback = tf_keras.callbacks.TensorBoard(str(tmp_path), histogram_freq=1)
-    _distiller().fit(
-        inputs, labels, validation_data=(inputs, labels), verbose=0, callbacks=[callback]
-    )
-    tags = {
-        value.tag
-        for path in (tmp_path / "train").glob("events*")
-        for event in tf.compat.v1.train.summary_iterator(str(path))
-        for value in event.summary.value
-    }
-    assert {"epoch_loss", "epoch_soft_targets", "epoch_teacher_agreement"} <= tags
-    assert any("kernel" in tag for tag in tags)
-
-
-def test_callbacks_of_keras3_are_refused() -> None:
-    inputs, labels, _ = examples()
-    with pytest.raises(
-        SettingError,
-        match=r"`callbacks` must be callbacks of tf_keras.*Received: EarlyStopping of Keras 3\. "
-        r"Use tf_keras\.callbacks\.EarlyStopping\.",
-    ):
-        _distiller().fit(inputs, labels, callbacks=[keras.callbacks.EarlyStopping()])
-    with pytest.raises(SettingError, match=r"`callbacks` must be .*EarlyStopping of Keras 3"):
-        _distiller().fit(inputs, labels, 5, 1, 0, keras.callbacks.EarlyStopping())  # by place
-
-
-def test_data_of_keras3_are_refused() -> None:
-    inputs, labels, _ = examples()
-
-    class Pictures(keras.utils.PyDataset):
-        def __len__(self) -> int:
-            return 1
-
-        def __getitem__(self, index: int) -> Any:
-            return inputs, labels
-
-    class OfTfKeras(tf_keras.utils.Sequence):
-        __len__, __getitem__ = Pictures.__len__, Pictures.__getitem__
-
-    distiller, message = _distiller(), r"must be data that tf_keras reads.*Received: Pictures, a"
-    with pytest.raises(DataError, match=rf"`x` {message} PyDataset of Keras 3\. Give a tf\.data"):
-        distiller.fit(Pictures(), verbose=0)
-    with pytest.raises(DataError, match=rf"`x` {message}"):
-        distiller.evaluate(Pictures(), verbose=0)
-    with pytest.raises(DataError, match=rf"`validation_data` {message}"):
-        distiller.fit(inputs, labels, validation_data=Pictures(), verbose=0)
-    distiller.fit(OfTfKeras(), validation_data=OfTfKeras(), verbose=0)  # as the hint says
+        results.append((history, values_of(distiller.weights)))
+    assert_equal_logs(results[0][0], results[1][0])
+    assert_equal(results[0][1], results[1][1])
 
 
 # --- projections ---
@@ -756,11 +544,11 @@ def test_data_of_keras3_are_refused() -> None:
 
 def test_projections_go_on_in_another_distiller() -> None:
     inputs, labels, _ = examples()
-    first = _distiller(seed=3)
+    first = compiled_distiller(seed=3)
     first.fit(inputs, labels, epochs=2, verbose=0)
     carried = first.projection_weights
     assert {name: array.shape for name, array in carried.items()} == {"hint/0": (5, 7)}
-    second = _distiller(first.student, seed=4)
+    second = compiled_distiller(first.student, seed=4)
     expected = first.evaluate(inputs, labels, verbose=0, return_dict=True)
     afresh = second.evaluate(inputs, labels, verbose=0, return_dict=True)
     assert abs(afresh["hint"] - expected["hint"]) > 1e-2
@@ -769,16 +557,16 @@ def test_projections_go_on_in_another_distiller() -> None:
     np.testing.assert_allclose(again["hint"], expected["hint"], rtol=1e-6)
     second.fit(inputs, labels, verbose=0)
     assert not np.array_equal(second.projection_weights["hint/0"], carried["hint/0"])
-    _assert_equal([carried["hint/0"]], [first.projection_weights["hint/0"]])  # a copy
+    assert_equal([carried["hint/0"]], [first.projection_weights["hint/0"]])  # a copy
 
 
 def test_projections_that_do_not_fit_are_left_out() -> None:
-    distiller = _distiller()
+    distiller = compiled_distiller()
     before = distiller.projection_weights["hint/0"]
     for other in ({}, {"hint/0": np.zeros([5, 8])}, {"hint": before + 1, "deep/0": before + 1}):
         distiller.set_projection_weights(other)
-        _assert_equal([distiller.projection_weights["hint/0"]], [before])
-    assert _distiller(losses=(SOFT,)).projection_weights == {}
+        assert_equal([distiller.projection_weights["hint/0"]], [before])
+    assert compiled_distiller(losses=(SOFT,)).projection_weights == {}
 
 
 # --- ways to run ---
@@ -796,7 +584,7 @@ def test_projections_that_do_not_fit_are_left_out() -> None:
 def test_every_way_of_running_is_the_same_training(way: dict[str, Any]) -> None:
     data = tf.data.Dataset.from_tensor_slices(examples(12)).batch(6)
     ours, plain = (
-        _distiller(perceptron(tf_keras, normalized=True, activation="softmax"), **settings)
+        compiled_distiller(perceptron(tf_keras, normalized=True, activation="softmax"), **settings)
         for settings in (way, {})
     )
     history = ours.fit(data, validation_data=data, verbose=0).history
@@ -805,12 +593,12 @@ def test_every_way_of_running_is_the_same_training(way: dict[str, Any]) -> None:
         logs = plain.train_on_batch(
             inputs, labels, sample_weight, reset_metrics=False, return_dict=True
         )
-    _assert_equal(_values(ours.weights), _values(plain.weights), 1e-5)
-    _assert_equal_logs({name: history[name][0] for name in logs}, logs, 1e-4)
+    assert_equal(values_of(ours.weights), values_of(plain.weights), 1e-5)
+    assert_equal_logs({name: history[name][0] for name in logs}, logs, 1e-4)
 
 
 def test_prediction_is_the_students() -> None:
-    distiller = _distiller()
+    distiller = compiled_distiller()
     inputs, *_ = examples()
     expected = logits_of(distiller.student.get_weights(), inputs)
     np.testing.assert_allclose(distiller.predict(inputs, verbose=0), expected, rtol=1e-4, atol=1e-5)
@@ -830,7 +618,7 @@ def test_named_inputs() -> None:
         (model(keras), model(keras)),
         (model(tf_keras), lambda batch: batch["left"][:, :3]),
     ):
-        distiller = _distiller(student, teacher, (LogitsMSE(weight=5.0),))
+        distiller = compiled_distiller(student, teacher, (LogitsMSE(weight=5.0),))
         losses = distiller.fit(data, labels, epochs=3, verbose=0).history["logits_mse"]
         assert losses[2] < losses[0]
 
@@ -863,7 +651,7 @@ def test_named_inputs() -> None:
 def test_setting_is_refused(settings: dict[str, Any], message: str) -> None:
     given = {"losses": [SoftTargets()], **settings}
     with pytest.raises(SettingError, match=message):
-        td.Distiller(perceptron(tf_keras), _teacher(), **given)
+        td.Distiller(perceptron(tf_keras), wider_teacher(), **given)
 
 
 def _subclassed_student() -> Any:
@@ -885,7 +673,7 @@ def _hidden_softmax() -> Any:
     [
         (
             lambda: perceptron(tf_keras, classes=4),
-            _teacher,
+            wider_teacher,
             [SoftTargets()],
             ModelError,
             r"same classes\. Received: teacher output \(3,\), student output \(4,\)",
@@ -899,24 +687,36 @@ def _hidden_softmax() -> Any:
         ),
         (
             lambda: perceptron(tf_keras),
-            _teacher,
+            wider_teacher,
             [Hint("hidden", "hiden")],
             ModelError,
             r"`hiden` must be a layer of the student.*nearest names are: hidden",
         ),
         (
             lambda: perceptron(tf_keras),
-            _teacher,
+            wider_teacher,
             [Hint("recified", "hidden")],
             ModelError,
             r"`recified` must be a layer of the teacher.*nearest names are: rectified",
         ),
-        (_hidden_softmax, _teacher, [SoftTargets()], ModelError, r"`student` must return logits"),
-        (_subclassed_student, _teacher, [], ModelError, r"`student` must be a Functional or built"),
-        (lambda: "student", _teacher, [], ModelError, r"`student` must be .*Received: str"),
+        (
+            _hidden_softmax,
+            wider_teacher,
+            [SoftTargets()],
+            ModelError,
+            r"`student` must return logits",
+        ),
+        (
+            _subclassed_student,
+            wider_teacher,
+            [],
+            ModelError,
+            r"`student` must be a Functional or built",
+        ),
+        (lambda: "student", wider_teacher, [], ModelError, r"`student` must be .*Received: str"),
         (
             lambda: keras.Sequential([keras.layers.Dense(3)]),
-            _teacher,
+            wider_teacher,
             [],
             ConversionError,
             r"`model` must be built",
@@ -946,14 +746,14 @@ def test_missing_loss_and_labels_are_refused() -> None:
         match=r"`loss` must be given while `label_loss_weight` is > 0\. "
         r"Received: loss=None, label_loss_weight=0\.3",
     ):
-        _distiller(loss=None)
+        compiled_distiller(loss=None)
     inputs, *_ = examples()
-    distiller = _distiller()
-    before = _values(distiller.weights)
+    distiller = compiled_distiller()
+    before = values_of(distiller.weights)
     for run in (distiller.fit, distiller.evaluate):
         with pytest.raises(DataError, match=r"`data` must have labels while `label_loss_weight`"):
             run(inputs, verbose=0)
-    _assert_equal(_values(distiller.weights), before)
+    assert_equal(values_of(distiller.weights), before)
 
 
 @pytest.mark.parametrize("way", [{}, {"run_eagerly": True}], ids=["traced", "eager"])
@@ -962,11 +762,11 @@ def test_label_loss_of_the_whole_batch_is_refused(way: dict[str, Any]) -> None:
         return tf.reduce_mean(tf.square(logits - tf.cast(labels, tf.float32)))
 
     inputs, labels, sample_weight = examples()
-    distiller = _distiller(loss=mean, metrics=(), **way)
-    before = _values(distiller.weights)
+    distiller = compiled_distiller(loss=mean, metrics=(), **way)
+    before = values_of(distiller.weights)
     with pytest.raises(SettingError, match=r"`loss` must return a value per example\. Received: "):
         distiller.fit(inputs, labels, sample_weight=sample_weight, verbose=0)
-    _assert_equal(_values(distiller.weights), before)
+    assert_equal(values_of(distiller.weights), before)
 
 
 @each_library
@@ -984,11 +784,11 @@ def test_student_that_would_train_the_teacher_is_refused(library: Any) -> None:
             td.Distiller(student, teacher, [SoftTargets()])
     teacher.get_layer("hidden").trainable = False  # shared, but nothing in it is trained
     before = [np.array(weight) for weight in teacher.get_weights()]
-    distiller = _distiller(sharing, teacher, (SoftTargets(),))
+    distiller = compiled_distiller(sharing, teacher, (SoftTargets(),))
     inputs, labels, _ = examples()
     kernel = np.array(head.kernel)
     distiller.fit(inputs, labels, verbose=0)
-    _assert_equal(teacher.get_weights(), before)
+    assert_equal(teacher.get_weights(), before)
     assert not np.array_equal(np.array(head.kernel), kernel)
 
 
@@ -997,19 +797,19 @@ def test_a_pipelines_copy_may_learn_from_its_original() -> None:
         teacher = perceptron(library)
         before = [np.array(weight) for weight in teacher.get_weights()]
         copy = prepare_student(teacher).model
-        distiller = _distiller(copy, teacher, (SoftTargets(),))
+        distiller = compiled_distiller(copy, teacher, (SoftTargets(),))
         inputs, labels, _ = examples()
         distiller.fit(inputs, labels, verbose=0)
-        _assert_equal(teacher.get_weights(), before)
+        assert_equal(teacher.get_weights(), before)
         assert not np.array_equal(copy.get_weights()[0], before[0])
 
 
 def test_loss_of_probabilities_is_refused_for_logits() -> None:
     for library in (keras, tf_keras):
         with pytest.raises(SettingError, match=r"`loss` must have from_logits=True"):
-            _distiller(loss=library.losses.SparseCategoricalCrossentropy())
+            compiled_distiller(loss=library.losses.SparseCategoricalCrossentropy())
     probabilities = perceptron(tf_keras, activation="softmax")
     with pytest.raises(SettingError, match=r"`loss` must have from_logits=False"):
-        _distiller(
+        compiled_distiller(
             probabilities, loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         )

@@ -194,6 +194,7 @@ data = raw.images[:256, ..., None].astype("float32") / 16, raw.target[:256]
 anything = td.Limits(max_accuracy_drop=1.0, min_agreement=0.0)
 pipeline = td.Pipeline(
     distillation=td.Distillation(epochs=1),
+    baseline=False,
     pruning=td.Pruning(sparsity=0.5, epochs=1),
     quantization=td.Quantization(epochs=1),
     export=td.Export(formats=("int8",), limits=anything),
