@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from formulas import log_probabilities
+from networks import examples, logits_of, perceptron
 
-from tfdistill._keras import tf, tf_keras
+import tfdistill as td
+from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import DataError, SettingError
 from tfdistill.labels import accuracy_metric, label_loss_for, per_example_label_loss
 
@@ -134,6 +139,35 @@ def test_class_numbers_of_several_sigmoid_units(shape: list[int]) -> None:
     np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("activation", ["linear", "softmax", "sigmoid"])
+@pytest.mark.parametrize("kind", ["integers", "one-hot"])
+def test_smoothed_labels_are_the_formula(kind: str, activation: str) -> None:
+    """Szegedy et al. (2016), section 7: (1 - s) y + s / K; of a yes or no (1 - s) y + s / 2."""
+    wide = LOGITS.astype(np.float64)
+    if activation == "sigmoid":
+        targets = 0.8 * np.eye(3)[LABELS] + 0.1
+        of_yes, of_no = np.log1p(np.exp(-wide)), np.log1p(np.exp(wide))
+        expected = (targets * of_yes + (1 - targets) * of_no).mean(axis=1)
+        said = 1 / (1 + np.exp(-wide))
+    else:
+        targets = 0.8 * np.eye(3)[LABELS] + 0.2 / 3
+        said = np.exp(wide) / np.exp(wide).sum(axis=1, keepdims=True)
+        expected = -(targets * np.log(said)).sum(axis=1)
+        said = wide if activation == "linear" else said
+    loss = label_loss_for(kind, activation=activation, units=3, smoothing=0.2)
+    labels = LABELS if kind == "integers" else np.eye(3, dtype=np.float32)[LABELS]
+    values = _values(loss, labels, said.astype(np.float32), activation=activation)
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+
+
+def test_smoothed_labels_of_one_unit() -> None:
+    logits, labels = LOGITS[:, :1].astype(np.float64), np.array([[1], [0], [1]])
+    targets = 0.8 * labels + 0.1
+    expected = targets * np.log1p(np.exp(-logits)) + (1 - targets) * np.log1p(np.exp(logits))
+    loss = label_loss_for("integers", activation="linear", units=1, smoothing=0.2)
+    np.testing.assert_allclose(_values(loss, labels, LOGITS[:, :1]), expected[:, 0], rtol=1e-5)
+
+
 def test_one_hot_labels_of_one_unit_are_refused() -> None:
     with pytest.raises(
         DataError,
@@ -164,3 +198,49 @@ def test_accuracy_of_one_logit_is_cut_at_zero() -> None:
     for unchanged in (("accuracy", "sigmoid", 1), ("accuracy", "linear", 3), ("mse", "linear", 1)):
         name, activation, units = unchanged
         assert accuracy_metric(name, activation=activation, units=units) == name
+
+
+# --- as a setting of pipelines ---
+
+
+def test_a_pipeline_smooths_with_a_teacher_and_without(tmp_path: Path) -> None:
+    inputs, labels, _ = examples(20)
+    student = perceptron(keras)
+    probabilities = log_probabilities(logits_of(student.get_weights(), inputs))
+    expected = -(probabilities * (0.8 * np.eye(3)[labels] + 0.2 / 3)).sum(axis=1).mean()
+    asked = td.Distillation(
+        [td.losses.VirtualTeacher()], 1.0, label_smoothing=0.2, epochs=1, learning_rate=1e-12
+    )
+    td.Pipeline(distillation=asked, export=td.Export(formats=())).run(
+        student, None, (inputs, labels), test=(inputs, labels), run_dir=tmp_path, verbose=0
+    )
+    for stage, name in (("distillation", "label_loss"), ("baseline", "loss")):
+        history = json.loads((tmp_path / stage / "history.json").read_text())
+        assert history[name][0] == pytest.approx(expected, rel=1e-5), stage
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(
+            ({"label_smoothing": value}, r"`label_smoothing` must be a number in \[0, 1\)")
+            for value in (1, -0.1, "0.1", float("nan"), True)
+        ),
+        (
+            {"label_smoothing": 0.1, "label_loss_weight": 0},
+            r"`label_smoothing` must be 0 without a label loss\. Received: label_smoothing=0\.1, "
+            r"label_loss_weight=0\. td\.losses\.HardTargets\(label_smoothing=\.\.\.\) smooths",
+        ),
+        (
+            {
+                "losses": {"a": [td.losses.SoftTargets()], "b": []},
+                "label_loss_weight": {"a": 0, "b": 0},
+                "label_smoothing": 0.1,
+            },
+            r"`label_smoothing` must be 0 without a label loss",
+        ),
+    ],
+)
+def test_smoothing_that_makes_no_sense_is_refused(settings: Any, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        td.Distillation(**settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
@@ -21,9 +22,11 @@ from formulas import (
     soft_targets,
     standardized,
 )
+from networks import perceptron
 
+import tfdistill as td
 from tfdistill import losses
-from tfdistill._keras import tf
+from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import DataError, ModelError, SettingError
 from tfdistill.losses import functional, shared
 
@@ -488,6 +491,7 @@ def test_settings_are_refused(make: Any, settings: dict[str, Any], message: str)
     [
         (losses.SoftTargets(standardize=True), "standardize=True"),
         (losses.DIST(), "inter_weight > 0"),
+        (losses.DecoupledKD(target_weight=0), "target_weight=0"),
     ],
 )
 @pytest.mark.parametrize("classes", [1, 2])
@@ -496,6 +500,92 @@ def test_relations_need_three_classes(loss: Any, what: str, classes: int) -> Non
     with pytest.raises(ModelError, match=rf"at least three classes for {what}\. Received: teacher"):
         loss.build(shapes, shapes)
     loss.build(losses.Shapes((3,), {}), losses.Shapes((3,), {}))
+
+
+LABEL_READERS = (losses.DecoupledKD(), losses.VirtualTeacher())
+OF_CLASSES = (
+    losses.SoftTargets(),
+    losses.HardTargets(),
+    losses.CenteredMSE(),
+    losses.ProbabilityMSE(),
+    losses.DIST(),
+    *LABEL_READERS,
+)
+
+
+def ending(in_what: str | None, units: int = 3) -> losses.Shapes:
+    return losses.Shapes((units,), {}, in_what)
+
+
+@pytest.mark.parametrize("loss", OF_CLASSES, ids=lambda loss: loss.name)
+def test_sigmoids_are_no_classes(loss: Any) -> None:
+    """The distribution over three sigmoids does not tell (yes, yes, yes) from (no, no, no)."""
+    message = re.escape(
+        f"must end in a softmax, or in logits, for the loss {loss.name!r}. Received: sigmoid of 3 "
+        "units. Of sigmoids any number may be true: td.losses.BinaryTargets teaches each of them."
+    )
+    for other in (None, "linear", "softmax"):
+        loss.build(ending(other), ending(other))
+        with pytest.raises(ModelError, match=f"`student` {message}"):
+            loss.build(ending(other), ending("sigmoid"))
+        if loss.needs_teacher:
+            with pytest.raises(ModelError, match=f"`teacher` {message}"):
+                loss.build(ending("sigmoid"), ending(other))
+    if not loss.needs_teacher:
+        loss.build(ending("sigmoid"), ending("softmax"))  # which says nothing to it
+    losses.SoftTargets().build(ending("sigmoid", 1), ending("sigmoid", 1))  # two classes
+
+
+def test_a_softmax_is_no_yes_or_no_of_each_unit_and_neither_is_a_number() -> None:
+    binary, numbers = losses.BinaryTargets(), losses.RegressionTargets()
+    for other in (None, "linear", "sigmoid"):
+        binary.build(ending(other), ending(other))
+        with pytest.raises(
+            ModelError,
+            match=r"`student` must end in sigmoids, or in logits, for the loss 'binary_targets'\. "
+            r"Received: softmax of 3 units\. Of a softmax's classes one is true: td\.losses\.Soft",
+        ):
+            binary.build(ending(other), ending("softmax"))
+    for other in ("softmax", "sigmoid"):
+        for teacher, student in (("linear", other), (other, "linear")):
+            with pytest.raises(
+                ModelError,
+                match=r"must end in numbers, without an activation, for the loss 'regression_targ"
+                rf"ets'\. Received: {other} of 1 units\. What is before an activation would be com",
+            ):
+                numbers.build(ending(teacher, 1), ending(student, 1))
+    for either in (None, "linear", "softmax", "sigmoid"):
+        losses.LogitsMSE().build(ending(either), ending("linear"))
+
+
+@pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
+def test_a_distiller_and_a_pipeline_know_what_models_end_in(library: Any) -> None:
+    student, teacher = (perceptron(library, activation="sigmoid", seed=seed) for seed in range(2))
+    for refused in (
+        lambda: td.Distiller(student, teacher, [losses.SoftTargets()]),
+        lambda: td.Distiller(student, perceptron(library, seed=1), [losses.HardTargets()]),
+        lambda: td.Pipeline().check(student, teacher),
+        lambda: td.MutualDistiller([student, teacher]),
+    ):
+        with pytest.raises(
+            ModelError, match=r"must end in a softmax.*Received: sigmoid of 3 units"
+        ):
+            refused()
+    td.Distiller(student, teacher, [losses.BinaryTargets()], 0.0)
+    td.Distiller(perceptron(library), teacher, [losses.BinaryTargets()], 0.0)
+
+
+def test_soft_labels_of_a_single_unit_are_of_the_nearer_class() -> None:
+    logits = tf.constant([[0.5], [-1.0], [2.0]])
+    said = losses.Outputs(logits, {}), losses.Outputs(logits - 1.0, {})
+    for loss in LABEL_READERS:
+        if loss.name == "decoupled_kd":
+            loss = losses.DecoupledKD(non_target_weight=0)
+        ours, theirs = (
+            loss.call(*said, labels=labels)
+            for labels in (np.array([0.9, 0.2, 0.75], np.float32), np.array([1, 0, 1]))
+        )
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_steps_must_agree_where_they_are_known() -> None:

@@ -235,6 +235,30 @@ def test_an_examples_losses_are_means_over_its_steps(masked: bool, activation: A
     assert after["loss"] < logs["loss"]
 
 
+@pytest.mark.parametrize("one_hot", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_what_stands_for_the_labels_of_padding_does_not_matter(one_hot: bool) -> None:
+    """-1 is no class: of integers a CPU raises, and of rows an entropy is not a number."""
+    numbers, labels = sentences()
+    given: Any = np.eye(4, dtype=np.float32)[labels] if one_hot else labels
+    teacher, found = tagger(keras, units=5, seed=1), []
+    for padding in (0, np.nan if one_hot else -1):
+        padded = given.copy()
+        padded[numbers == 0] = padding
+        distiller = td.Distiller(
+            tagger(tf_keras, units=3, seed=0, mask_zero=True),
+            teacher,
+            [losses.DecoupledKD(), losses.VirtualTeacher()],
+            label_loss_weight=0.5,
+        )
+        name = "categorical_crossentropy" if one_hot else LABEL_LOSS
+        distiller.compile(tf_keras.optimizers.SGD(0.1), name)
+        history = distiller.fit(numbers, padded, verbose=0).history
+        found.append((history, distiller.student.get_weights()))
+    assert found[0][0] == found[1][0]
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.slow
 def test_padding_teaches_nothing_under_several_replicas_either(two_replicas: Any) -> None:
     numbers, labels = sentences()

@@ -38,6 +38,18 @@ def mutual(
     return distiller
 
 
+def test_stored_targets_are_refused(tmp_path: Path) -> None:
+    inputs, labels, _ = examples(12)
+    data = tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(4)
+    stored = td.store_targets(perceptron(keras, seed=3), data, tmp_path / "targets", verbose=0)
+    for run in (mutual(students()).fit, mutual(students()).evaluate):
+        with pytest.raises(
+            SettingError,
+            match=r"`data` must have no stored targets for a td\.MutualDistiller\. Received",
+        ):
+            run(stored.attach(data), verbose=0)
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_each_loss_is_the_papers_formula(count: int) -> None:
     """Equation 8: the label's, and the mean over the others."""

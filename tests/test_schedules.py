@@ -135,6 +135,8 @@ def scheduled(steps: int | None = None) -> list[losses.DistillationLoss]:
         losses.ProbabilityMSE(Linear(1, 3, steps)),
         losses.DIST(temperature=Linear(2, 1, steps), weight=Linear(0, 1, steps)),
         losses.BinaryTargets(Linear(3, 1, steps), weight=0.1),
+        losses.EarlyExits(["rectified"], Linear(4, 1, steps)),
+        losses.Contrastive("rectified", "rectified", Linear(0.1, 0.05, steps)),
     ]
 
 

@@ -405,6 +405,14 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
             )
     with pytest.raises(ModelError, match="`teacher` must know by itself what it says"):
         td.store_targets(average, (inputs, labels), tmp_path / "targets")
+    data = tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(8)
+    model = perceptron(keras, seed=1)
+    stored = td.store_targets(model, data, tmp_path / "stored", verbose=0).attach(data)
+    for teacher in (average, td.teachers.Ensemble([average, model])):
+        distiller = following(perceptron(tf_keras), teacher=teacher)
+        message = r"must not be a td\.teachers\.MovingAverage for stored targets\. Received: data"
+        with pytest.raises(SettingError, match=message):
+            distiller.fit(stored, verbose=0)
     distiller = td.Distiller(perceptron(tf_keras), perceptron(keras, seed=1), TAUGHT)
     with pytest.raises(ModelError, match=r"must be a td\.teachers\.MovingAverage, for the student"):
         _ = distiller.averaged_student

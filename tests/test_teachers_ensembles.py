@@ -304,6 +304,26 @@ def test_student_that_would_train_a_member_is_refused() -> None:
     require_own_weights(student, Ensemble([_model(2, "other"), _model(1, "equal")]))
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_members_of_classes_and_of_labels_are_refused(several: bool) -> None:
+    def member(name: str, *activations: Any) -> Any:
+        inputs = tf_keras.layers.Input([4])
+        ends = [tf_keras.layers.Dense(3, each)(inputs) for each in activations]
+        outputs = dict(zip(("own", "other"), ends, strict=False)) if several else ends[-1]
+        return tf_keras.Model(inputs, outputs, name=name)
+
+    members = member("a", None, "softmax"), member("b", None, "sigmoid"), member("c", None, None)
+    student = member("student", None, None)
+    with pytest.raises(
+        ModelError,
+        match=r"must all be of classes, or all of labels\. Received: a ends in softmax, b ends in "
+        r"sigmoid\. Of a softmax's classes one is true",
+    ):
+        as_teacher(Ensemble(members), student)
+    shapes = as_teacher(Ensemble(members[::2]), student).shapes
+    assert shapes.endings == ({"own": "linear", "other": "softmax"} if several else "softmax")
+
+
 # --- identity ---
 
 

@@ -13,8 +13,8 @@ from tfdistill.losses import DistillationLoss, SoftTargets
 from tfdistill.losses.layers import reads_weights
 from tfdistill.mixing import Mixing, check_mixing
 from tfdistill.plans import check_plans
-from tfdistill.schedules import Schedule
-from tfdistill.settings import check_training, settings, whole_number
+from tfdistill.schedules import Schedule, is_zero
+from tfdistill.settings import check_training, is_number, settings, whole_number
 from tfdistill.terms import refuse_unknown_labels
 
 __all__ = ["Distillation", "optimizer_class"]
@@ -30,6 +30,7 @@ class Distillation:
         label_loss_weight: Weight of the label loss beside them; 0 needs no labels. It and the
             losses' weights and temperatures may be schedules, see `td.schedules`: over each stage
             anew. One for all outputs; or by name.
+        label_smoothing: How much of each label the label loss spreads over all classes, in [0, 1).
         epochs: Epochs of the distillation stage.
         learning_rate: Peak learning rate, decayed to 0 along a cosine.
         optimizer: Name of a Keras optimizer, for all training stages.
@@ -57,6 +58,7 @@ class Distillation:
         SoftTargets(temperature=4.0, weight=0.9),
     )
     label_loss_weight: float | Schedule | Mapping[str, float | Schedule] = 0.1
+    label_smoothing: float = 0.0
     epochs: int = 20
     learning_rate: float = 1e-3
     optimizer: str = "adam"
@@ -79,6 +81,7 @@ class Distillation:
         object.__setattr__(self, "losses", losses)
         object.__setattr__(self, "label_loss_weight", weight)
         object.__setattr__(self, "unlabelled", unlabelled)
+        object.__setattr__(self, "label_smoothing", _check_smoothing(self))
         check_adversarial(self.adversarial)
         every = self.every_loss
         check_mixing(self.mixing, every)
@@ -105,6 +108,24 @@ class Distillation:
         """The losses of all outputs."""
         by_output = self.losses.values() if isinstance(self.losses, Mapping) else [self.losses]
         return tuple(loss for losses in by_output for loss in losses)
+
+
+def _check_smoothing(asked: Distillation) -> float:
+    value, weights = asked.label_smoothing, asked.label_loss_weight
+    if not is_number(value) or not 0 <= value < 1:
+        raise SettingError(
+            "`label_smoothing` must be a number in [0, 1).",
+            received=repr(value),
+            hint="0.1 is usual.",
+        )
+    by_output = weights.values() if isinstance(weights, Mapping) else [weights]
+    if value > 0 and all(map(is_zero, by_output)):
+        raise SettingError(
+            "`label_smoothing` must be 0 without a label loss.",
+            received=f"label_smoothing={value}, label_loss_weight=0",
+            hint="td.losses.HardTargets(label_smoothing=...) smooths the teacher's answers.",
+        )
+    return float(value)
 
 
 def optimizer_class(name: str) -> Any:

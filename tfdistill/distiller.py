@@ -382,9 +382,19 @@ class Distiller(tf_keras.Model):
         return given, known, tasks.weights(sample_weight)
 
     def _taught(self, given: Any) -> tuple[Any, Outputs]:
-        """Inputs of a batch, and what the teacher says about them: stored with them, or now."""
+        """Inputs of a batch, and what the teacher says about them: stored with them, or now.
+
+        Raises:
+            SettingError: It is stored, and the teacher follows the student.
+        """
         if not isinstance(given, Taught):
             return given, self._parts.teacher(given)
+        if self._averages:  # in Python, while the step is traced
+            raise SettingError(
+                "`teacher` must not be a td.teachers.MovingAverage for stored targets.",
+                received="data with stored targets, which say nothing of the average",
+                hint="Give the data without them; or the teacher that they were stored of.",
+            )
         return given.inputs, self._parts.tasks.stored(given)
 
     def _step(

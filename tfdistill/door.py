@@ -119,7 +119,12 @@ class Door:
             plan = self.plans[name]
             if kind != "none" and (plan.losses or not is_zero(plan.label_loss_weight)):
                 units = _units(head)
-                found[name] = label_loss_for(kind, activation=head.activation, units=units)
+                found[name] = label_loss_for(
+                    kind,
+                    activation=head.activation,
+                    units=units,
+                    smoothing=self.distillation.label_smoothing,
+                )
         if not found:
             return None
         return found if len(self.heads) > 1 else one_or_all(found)

@@ -49,6 +49,19 @@ class Labels(NamedTuple):
         others = self.others.loss(label_loss, predictions, mask)
         return self.share * values + (1.0 - self.share) * others
 
+    def where_counted(self, mask: Any) -> Labels:
+        """The same with 0 at time steps that do not count, where anything may stand.
+
+        Args:
+            mask: As in `Outputs`.
+        """
+        if isinstance(mask, tuple) or (self.values.shape.rank or 0) < 2:
+            return self
+        counted = unmasked(self.values, mask)
+        others = None if self.others is None else self.others.where_counted(mask)
+        values = tf.where(counted, self.values, tf.zeros_like(self.values))
+        return self._replace(values=values, others=others)
+
     def masked(self, predictions: tf.Tensor) -> tf.Tensor:
         """Predictions with the mask that keeps Keras' metrics from counting unlabelled rows."""
         if self.known is None:
@@ -209,13 +222,14 @@ def weighted_by_labels(batches: Any, *, unlabelled: Any, model: Any) -> Any:
     return batches.map(weigh_all, tf.data.AUTOTUNE)
 
 
-def label_loss_for(labels: str, *, activation: str, units: int) -> Any:
+def label_loss_for(labels: str, *, activation: str, units: int, smoothing: float = 0.0) -> Any:
     """The cross-entropy that fits the labels and what the student returns.
 
     Args:
         labels: "integers" or "one-hot", as in `DataSummary.labels`.
         activation: What the student ends in: "linear", "softmax" or "sigmoid".
         units: The student's output units; 1 is binary.
+        smoothing: How much of each label is spread over all classes, in [0, 1).
 
     Returns:
         A tf_keras loss.
@@ -237,7 +251,18 @@ def label_loss_for(labels: str, *, activation: str, units: int) -> Any:
     if activation == "sigmoid":
         kinds = {"integers": _BinaryOfClassNumbers, "one-hot": losses.BinaryCrossentropy}
     loss = losses.BinaryCrossentropy if units == 1 else kinds[labels]
-    return loss(from_logits=activation == "linear")
+    settings = {"label_smoothing": smoothing} if smoothing else {}
+    if smoothing and loss is losses.SparseCategoricalCrossentropy:
+        loss = _SmoothedClassNumbers
+    return loss(from_logits=activation == "linear", **settings)
+
+
+class _SmoothedClassNumbers(tf_keras.losses.CategoricalCrossentropy):
+    """Cross-entropy of class numbers, read as one-hot rows, of which Keras can smooth none."""
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        classes = tf.reshape(tf.cast(y_true, tf.int32), [-1])
+        return super().call(tf.one_hot(classes, y_pred.shape[-1]), y_pred)
 
 
 class _BinaryOfClassNumbers(tf_keras.losses.BinaryCrossentropy):

@@ -28,7 +28,7 @@ from tfdistill.fitting import (
 )
 from tfdistill.labels import LabelLoss, Labels
 from tfdistill.losses import DistillationLoss, SoftTargets
-from tfdistill.losses.base import OWN_LOGS, Outputs, check_losses
+from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, check_losses
 from tfdistill.matching import match_layers
 from tfdistill.outputs import ModelView, probe_inputs, refuse_probabilities
 from tfdistill.replicas import share_of_mean
@@ -307,6 +307,12 @@ class MutualDistiller(tf_keras.Model):
                 build_metrics(member.scorer.compiled_metrics, predictions, labels)
 
     def _steps(self, inputs: Any, labels: Any, sample_weight: Any, *, training: bool) -> list[Step]:
+        if isinstance(inputs, Taught):  # in Python, while the step is traced
+            raise SettingError(
+                "`data` must have no stored targets for a td.MutualDistiller.",
+                received="inputs with what a teacher says about them",
+                hint="Its students teach each other. Give the data as they were before storing.",
+            )
         said = [member.view(inputs, training=training) for member in self._parts.members]
         frozen = [tf.nest.map_structure(tf.stop_gradient, outputs) for _, outputs in said]
         given = None if labels is None else Labels(labels)

@@ -89,7 +89,8 @@ class ModelView:
         self._refuse_second_calls(role)
         features = {name: reading.shape for name, reading in self._readings.items()}
         logits = {name: head.shape for name, head in self.heads.items()}
-        self.shapes = Shapes(one_or_all(logits), features)
+        endings = {name: head.activation for name, head in self.heads.items()}
+        self.shapes = Shapes(one_or_all(logits), features, one_or_all(endings))
         notes = {
             name: f"The {role} ends in {head.activation}; distillation reads the logits before it."
             for name, head in self.heads.items()

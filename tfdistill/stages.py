@@ -124,6 +124,7 @@ def train_alone(student: Student, context: Context, asked: Distillation, positio
     budget = Distillation(
         losses=(),
         label_loss_weight=1.0,
+        label_smoothing=asked.label_smoothing,
         epochs=asked.epochs,
         learning_rate=asked.learning_rate,
         optimizer=asked.optimizer,

@@ -99,6 +99,8 @@ class Terms:
                 received="inputs without labels",
                 hint="Give labels, or make the Distiller with label_loss_weight=0.",
             )
+        if labels is not None:
+            labels = labels.where_counted(student.mask)
         if label_loss is not None and labels is not None:
             terms["label_loss"] = labels.loss(label_loss, predictions, student.mask)
             total += label_loss_weight * terms["label_loss"]

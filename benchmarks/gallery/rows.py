@@ -118,6 +118,7 @@ GROUPS: tuple[tuple[Method, ...], ...] = (
             Piecewise([0, 0.1], [0.3]),
         ),
         _two_teachers("two teachers, mean of logits", _SOFT),
+        _two_teachers("two teachers, the first twice", _SOFT, weights=[2, 1]),
         _two_teachers("two teachers, mean of probabilities", _SOFT, combine="probabilities"),
         _two_teachers("two teachers, by confidence", _SOFT, by_confidence=True),
         _two_teachers(
@@ -145,7 +146,12 @@ GROUPS: tuple[tuple[Method, ...], ...] = (
             taught="live",
             says="MutualDistiller of two such students",
         ),
-        Method("early exits", [EarlyExits(["relu_1", "relu_2"], weight=0.3)]),
+        Method(
+            "early exits",
+            [EarlyExits(["relu_1", "relu_2"], weight=0.3)],
+            asks=(),
+            taught="-",
+        ),
         Method(
             "moving average of the student",
             [ProbabilityMSE(weight=5.0)],

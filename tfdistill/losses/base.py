@@ -131,11 +131,13 @@ class Shapes(NamedTuple):
     """The shapes of one model's `Outputs`, without the batch axis; None is an unknown size.
 
     Of a layer's weights, which have none, it is a tuple of their shapes. Of several outputs the
-    shapes of the logits are by name.
+    shapes of the logits are by name, and what they end in: "linear", "softmax" or "sigmoid"; `None`
+    where that is not known.
     """
 
     logits: Any
     features: Mapping[str, tuple[int | None, ...]]
+    endings: Any = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -144,7 +146,10 @@ class Shapes(NamedTuple):
 
     def of(self, output: str) -> Shapes:
         """Those of one output of several; all, where there is one."""
-        return self._replace(logits=self.logits[output]) if self.names else self
+        if not self.names:
+            return self
+        ending = self.endings[output] if isinstance(self.endings, Mapping) else self.endings
+        return self._replace(logits=self.logits[output], endings=ending)
 
 
 class DistillationLoss(abc.ABC):

@@ -10,6 +10,7 @@ from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.losses import functional
 from tfdistill.losses.base import DistillationLoss, Outputs, Shapes, shown
+from tfdistill.losses.outputs import check_endings
 from tfdistill.losses.shared import class_numbers, with_two_classes
 from tfdistill.schedules import Schedule
 
@@ -51,7 +52,7 @@ class EarlyExits(DistillationLoss):
     """
 
     layers: Sequence[str]
-    temperature: float = 3.0
+    temperature: float | Schedule = 3.0
     label_weight: float = 0.7
     weight: float | Schedule = 1.0
     name: str = "early_exits"
@@ -73,7 +74,8 @@ class EarlyExits(DistillationLoss):
                 hint='Pass e.g. layers=["block1", "block2"].',
             )
         object.__setattr__(self, "layers", tuple(layers))
-        self._set_number("temperature", ">", hint="1 leaves the logits as they are; 3 is usual.")
+        hint = "1 leaves the logits as they are; 3 is usual."
+        self._set_number("temperature", ">", hint=hint, scheduled=True)
         self._set_number("label_weight", ">=", hint="0 leaves the labels out.")
         if self.label_weight > 1:
             raise SettingError(
@@ -101,8 +103,8 @@ class EarlyExits(DistillationLoss):
         """Makes the exits.
 
         Raises:
-            ModelError: A layer has no width that is known, or the student's logits are not
-                `[batch, classes]`.
+            ModelError: A layer has no width that is known, the student's logits are not
+                `[batch, classes]`, or it ends in several sigmoids.
         """
         if len(student.logits) != 1 or student.logits[0] is None:
             raise ModelError(
@@ -110,6 +112,7 @@ class EarlyExits(DistillationLoss):
                 received=f"student logits {shown(student.logits)}",
                 hint="Leave this loss out, or let the student end in one Dense layer.",
             )
+        check_endings(self, "classes", teacher, student)
         for layer in self.layers:
             shape = student.features[layer]
             if not shape or shape[-1] is None:

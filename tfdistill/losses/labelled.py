@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tfdistill.errors import SettingError
 from tfdistill.losses import functional
 from tfdistill.losses.base import Outputs
-from tfdistill.losses.outputs import LogitsLoss, check_parts
+from tfdistill.losses.outputs import LogitsLoss, Meaning, check_parts
 from tfdistill.losses.shared import mean_over_steps
 from tfdistill.schedules import Schedule
 
@@ -61,6 +61,10 @@ class DecoupledKD(LogitsLoss):
         """True."""
         return True
 
+    @property
+    def _relates_classes(self) -> str:
+        return "target_weight=0" if self.target_weight == 0 else ""
+
     def call(
         self, teacher: Outputs, student: Outputs, projection: Any = None, labels: Any = None
     ) -> Any:
@@ -101,6 +105,7 @@ class RegressionTargets(LogitsLoss):
         True
     """
 
+    _meaning: ClassVar[Meaning] = "numbers"
     bounded: bool = False
     margin: float = 0.0
     weight: float | Schedule = 1.0

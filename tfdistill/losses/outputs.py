@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.losses import functional
@@ -32,8 +33,30 @@ _DIVERGENCES = {
 }
 
 
+Meaning = Literal["classes", "labels", "numbers", "anything"]
+_ENDINGS: dict[str, tuple[Sequence[str], str, str]] = {  # what it cannot be; what it must; why
+    "classes": (
+        ["sigmoid"],
+        "a softmax, or in logits,",
+        "Of sigmoids any number may be true: td.losses.BinaryTargets teaches each of them.",
+    ),
+    "labels": (
+        ["softmax"],
+        "sigmoids, or in logits,",
+        "Of a softmax's classes one is true: td.losses.SoftTargets teaches them.",
+    ),
+    "numbers": (
+        ["softmax", "sigmoid"],
+        "numbers, without an activation,",
+        "What is before an activation would be compared. Leave the activation out.",
+    ),
+}
+
+
 class LogitsLoss(DistillationLoss):
     """A loss of the two models' logits, `[batch, ..., classes]` each."""
+
+    _meaning: ClassVar[Meaning] = "classes"  # what it takes the units of an output for
 
     @property
     def _relates_classes(self) -> str:
@@ -78,13 +101,13 @@ class LogitsLoss(DistillationLoss):
                 received=received,
                 hint="Let both see the same number of time steps, or places of an image.",
             )
+        check_endings(self, self._meaning, teacher, student)
         needing_three = self._relates_classes
         if needing_three and (student.logits[-1] or 0) < 3:
             raise ModelError(
                 f"Teacher and student must have at least three classes for {needing_three}.",
                 received=received,
-                hint="Centred and scaled, two logits or probabilities tell only which one is "
-                "larger. Leave that out.",
+                hint="Of two it would be left only which one is larger. Leave that out.",
             )
 
 
@@ -218,6 +241,7 @@ class LogitsMSE(LogitsLoss):
         LogitsMSE(weight=0.1, name='logits_mse')
     """
 
+    _meaning: ClassVar[Meaning] = "anything"
     weight: float | Schedule = 1.0
     name: str = "logits_mse"
 
@@ -307,6 +331,7 @@ class BinaryTargets(LogitsLoss):
         BinaryTargets(temperature=2.0, weight=1.0, name='binary_targets')
     """
 
+    _meaning: ClassVar[Meaning] = "labels"
     temperature: float | Schedule = 1.0
     weight: float | Schedule = 1.0
     name: str = "binary_targets"
@@ -381,6 +406,35 @@ class DIST(LogitsLoss):
         if self.intra_weight > 0:
             values += self.intra_weight * functional.intra_class(*said, student.mask)
         return values
+
+
+def check_endings(
+    loss: DistillationLoss, meaning: Meaning, teacher: Shapes, student: Shapes
+) -> None:
+    """Refuses models whose last activation says that their units are something else.
+
+    Args:
+        loss: What is built.
+        meaning: What it takes the units for.
+        teacher: Shapes of what the teacher says.
+        student: Shapes of what the student says.
+
+    Raises:
+        ModelError: They are.
+    """
+    units = student.logits[-1]
+    if meaning == "anything" or (meaning == "classes" and units == 1):
+        return
+    others, must, hint = _ENDINGS[meaning]
+    models = {"student": student, "teacher": teacher}
+    for role in models if loss.needs_teacher else ["student"]:
+        ending = models[role].endings
+        if ending in others:
+            raise ModelError(
+                f"`{role}` must end in {must} for the loss {loss.name!r}.",
+                received=f"{ending} of {units} units",
+                hint=hint,
+            )
 
 
 def check_parts(loss: DistillationLoss, *weights: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from tfdistill.errors import ModelError
 from tfdistill.losses import functional
 from tfdistill.losses.layers import LayerLoss, LayerOutput, Shape, require_width
+from tfdistill.schedules import Schedule
 from tfdistill.settings import whole_number
 
 __all__ = [
@@ -229,13 +230,13 @@ class Contrastive(_RelationLoss):
     """
 
     name: str = "contrastive"
-    temperature: float = 0.07
+    temperature: float | Schedule = 0.07
     _projects = True
 
     def __post_init__(self) -> None:
         """Checks the settings."""
         super().__post_init__()
-        self._set_number("temperature", ">", hint="0.07 is usual.")
+        self._set_number("temperature", ">", hint="0.07 is usual.", scheduled=True)
 
     def _could_read(self, layer: LayerOutput) -> bool:
         return len(layer.shape) == 1 and layer.shape[0] is not None

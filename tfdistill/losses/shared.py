@@ -49,7 +49,8 @@ def class_numbers(labels: Any, logits: Any) -> Any:
 
     Args:
         labels: Class numbers `[batch, ...]` or `[batch, ..., 1]`, or one-hot rows
-            `[batch, ..., classes]`, of which the largest counts.
+            `[batch, ..., classes]`, of which the largest counts. Of soft labels of a single unit
+            the nearer class.
         logits: `[batch, ..., classes]`.
 
     Returns:
@@ -70,7 +71,7 @@ def class_numbers(labels: Any, logits: Any) -> Any:
             received=f"labels {shape}, logits {logits.shape}",
             hint="Give integers [batch, ...], or rows of as many columns as there are classes.",
         )
-    return tf.cast(labels, tf.int32)
+    return tf.cast(tf.round(labels) if labels.dtype.is_floating else labels, tf.int32)
 
 
 def unmasked(values: Any, mask: Any = ()) -> Any:

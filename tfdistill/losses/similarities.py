@@ -240,7 +240,7 @@ def correlation_congruence(
     return tf.math.divide_no_nan(tf.reduce_sum(squares, axis=-1), _batch(student))
 
 
-def contrastive(teacher_features: Any, student_features: Any, temperature: float = 0.07) -> Any:
+def contrastive(teacher_features: Any, student_features: Any, temperature: Any = 0.07) -> Any:
     r"""How well a student's example is told by the teacher's features of the batch (InfoNCE).
 
     .. math:: -\log \frac{e^{\cos(s_i, t_i) / \tau}}{\sum_j e^{\cos(s_i, t_j) / \tau}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from tfdistill._keras import tf
@@ -242,7 +242,10 @@ class EnsembleTeacher:
             for member, layers in members
             for layer, own in layers.items()
         }
-        self.shapes = Shapes(first, features)
+        endings = {name: m.shapes.endings for name, (m, _) in zip(names, members, strict=True)}
+        outputs = Shapes(first, {}).names
+        by_output = {output: _common_ending(endings, output) for output in outputs}
+        self.shapes = Shapes(first, features, by_output or _common_ending(endings))
         notes = [f"{n}: {m.note}" for n, (m, _) in zip(names, members, strict=True) if m.note]
         self.note = " ".join(notes)
         self.outside = tuple(calls for member, _ in members for calls in member.outside)
@@ -335,3 +338,28 @@ def _normalised(weights: Sequence[float] | None, count: int) -> tuple[float, ...
         )
     total = math.fsum(float(weight) for weight in given)
     return tuple(float(weight) / total for weight in given)
+
+
+def _common_ending(endings: Mapping[str, Any], output: str = "") -> str | None:
+    """What the members that have an activation end in; of several outputs at one of them.
+
+    Args:
+        endings: By the name of the member, as in `Shapes`.
+        output: Name of the output.
+
+    Raises:
+        ModelError: They end in different ones.
+    """
+    found = {
+        name: ending[output] if isinstance(ending, Mapping) else ending
+        for name, ending in endings.items()
+    }
+    marked = {name: ending for name, ending in found.items() if ending in ("softmax", "sigmoid")}
+    if len(set(marked.values())) > 1:
+        raise ModelError(
+            "The members of an ensemble must all be of classes, or all of labels.",
+            received=", ".join(f"{name} ends in {ending}" for name, ending in marked.items()),
+            hint="Of a softmax's classes one is true, of sigmoids any number: their logits have "
+            "no common mean.",
+        )
+    return next(iter(marked.values()), next(iter(found.values())))
