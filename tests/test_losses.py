@@ -73,7 +73,7 @@ def logit_pairs(draw: st.DrawFn, fewest_classes: int = 1) -> tuple[Array, Array]
 # --- values ---
 
 
-@settings(quick, max_examples=300)
+@settings(quick, max_examples=200)
 @given(
     name=st.sampled_from(sorted(PAIRS)),
     shape=st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple),
@@ -104,7 +104,7 @@ SOFTENED: dict[str, Any] = {
 }
 
 
-@settings(quick, max_examples=100)
+@settings(quick, max_examples=80)
 @given(name=st.sampled_from(sorted(SOFTENED)), pair=logit_pairs(), temperature=st.floats(0.5, 20))
 def test_equal_to_the_formula_at_any_temperature(
     name: str, pair: tuple[Array, Array], temperature: float

@@ -313,7 +313,8 @@ def test_distance_of_weights_equals_the_formula(
 ) -> None:
     """The student's have an axis of size 1 more, as those of a quantized layer may."""
     rng = np.random.default_rng(seed)
-    loss = losses.WeightMSE(*([f"{who}_{i}" for i in range(len(pairs))] for who in "ts"))
+    names = [f"layer_{place}" for place in range(len(pairs))]
+    loss = losses.WeightMSE(names, names)
     teacher, student, expected = {}, {}, []
     for (theirs, ours), sizes in zip(loss.pairs, pairs, strict=True):
         teacher[theirs] = [rng.normal(size=size, scale=scale) for size in sizes]
