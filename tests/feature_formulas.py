@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -143,6 +144,13 @@ def contrastive(teacher: Array, student: Array, temperature: float = 0.07) -> Ar
         logits = np.array([cosine(s, t) for t in wide(teacher)]) / temperature
         values.append(np.logaddexp.reduce(logits) - logits[i])
     return np.array(values)
+
+
+def weight_mse(teacher: Sequence[Array], student: Sequence[Array]) -> float:
+    squares = [
+        ((wide(t).ravel() - wide(s).ravel()) ** 2) for t, s in zip(teacher, student, strict=True)
+    ]
+    return float(np.concatenate(squares).mean())
 
 
 def averaged(image: Array, height: int, width: int) -> Array:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfdistill._keras import tf
-from tfdistill.losses import functional
+from tfdistill.losses import FLSW, functional
 
 Array = Any
 Function = Callable[[Array, Array], Array]
@@ -30,6 +30,21 @@ def log_probabilities(logits: Array, temperature: float = 1.0) -> Array:
 def soft_targets(teacher: Array, student: Array, temperature: float) -> Array:
     p, q = log_probabilities(teacher, temperature), log_probabilities(student, temperature)
     return temperature**2 * (np.exp(p) * (p - q)).sum(axis=-1)
+
+
+def adaptive_temperatures(
+    adaptive: Any, teacher: Array, student: Array, counted: Array = True
+) -> Array:
+    """TextBrewer's `flsw` and `cwsm`; the mean is of the rows that are counted."""
+    teacher, student = (with_two_classes(logits) for logits in (teacher, student))
+    if isinstance(adaptive, FLSW):
+        t, s = (z / (np.sqrt((z**2).sum(-1, keepdims=True)) + 1e-4) for z in (teacher, student))
+        weights = np.maximum(1 - (t * s).sum(axis=-1), 0) ** adaptive.gamma
+    else:
+        weights = 1 / (np.exp(log_probabilities(student)).max(axis=-1) + 1e-3)
+    counted = np.broadcast_to(counted, weights.shape)
+    mean = weights[counted].mean() if counted.any() else 0.0
+    return np.maximum(adaptive.base + adaptive.beta * (mean - weights), adaptive.minimum)
 
 
 def entropy(teacher: Array, temperature: float) -> Array:
@@ -222,8 +237,8 @@ PAIRS = {
 }
 
 
-def random_pair(*shape: int, scale: float = 3.0) -> tuple[Array, Array]:
-    rng = np.random.default_rng(0)
+def random_pair(*shape: int, scale: float = 3.0, seed: int = 0) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
     teacher, student = rng.normal(scale=scale, size=(2, *shape))
     return teacher.astype(np.float32), student.astype(np.float32)
 

@@ -13,8 +13,9 @@ from networks import examples, hidden_of, logits_of, perceptron, wide, with_rand
 
 import tfdistill as td
 from tfdistill import adversarial, losses
-from tfdistill._keras import keras, tf, tf_keras
+from tfdistill._keras import keras, tf, tf_keras, tfmot
 from tfdistill.errors import DataError, SettingError
+from tfdistill.quantization import Quantization, quantize
 from tfdistill.runs.fingerprint import fingerprint
 
 LABEL_LOSS = "sparse_categorical_crossentropy"
@@ -84,6 +85,59 @@ def test_loss_and_update_are_the_closed_form() -> None:
             precise[place][index] = middle
             slope[index] = (values[0] - values[1]) / 2e-6
         np.testing.assert_allclose(after, weights[place] - 0.05 * slope, rtol=0, atol=5e-6)
+
+
+@pytest.mark.slow
+def test_loss_of_a_pruned_student_is_the_closed_form() -> None:
+    """Both kinds of inputs are seen by the pruned kernels."""
+    inputs, labels, _ = examples(classes=3)
+    prune = tfmot.sparsity.keras
+    schedule = prune.ConstantSparsity(0.5, begin_step=0, frequency=1)
+    student = prune.prune_low_magnitude(perceptron(tf_keras), pruning_schedule=schedule)
+    start = perceptron(tf_keras).get_weights()
+    weights = [np.where(np.abs(w) < np.median(np.abs(w)), 0, w) if w.ndim > 1 else w for w in start]
+    assert np.mean(weights[0] == 0) == 0.5
+    teacher = logits_of(perceptron(keras, units=7, seed=1).get_weights(), inputs)
+    moved = inputs + 0.2 * np.sign(slopes_at_inputs(weights, inputs, labels, teacher))
+    plain = totals(weights, inputs, labels, teacher).mean()
+    history = (
+        make(td.Adversarial(0.2), student)
+        .fit(inputs, labels, batch_size=15, verbose=0, callbacks=[prune.UpdatePruningStep()])
+        .history
+    )
+    expected = 0.5 * plain + 0.5 * totals(weights, moved, labels, teacher).mean()
+    assert expected > 1.1 * plain
+    assert history["loss"][0] == pytest.approx(expected, rel=1e-5)
+    stripped = prune.strip_pruning(student)
+    zeros = [stripped.get_layer(name).get_weights()[0] == 0 for name in ("hidden", "logits")]
+    for zero, index in zip(zeros, (0, 2), strict=True):
+        np.testing.assert_array_equal(zero, weights[index] == 0)
+
+
+@pytest.mark.slow
+def test_loss_of_a_quantized_student_is_that_of_moved_inputs() -> None:
+    """The sign is that of the gradient through the rounding, straight."""
+    inputs, labels, _ = examples(classes=3)
+    student = quantize(perceptron(tf_keras), Quantization(), sparse=False).model
+    for _ in range(20):
+        student(inputs, training=True)  # finds the ranges
+    teacher = tf.constant(perceptron(keras, units=7, seed=1)(inputs))
+
+    def reached(values: Any) -> Any:
+        logits = student(values)
+        label_loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        return 0.3 * label_loss + losses.functional.soft_targets(teacher, logits, 2.0)
+
+    given = tf.constant(inputs)
+    with tf.GradientTape() as tape:
+        tape.watch(given)
+        plain = reached(given)
+    moved = inputs + 0.2 * np.sign(tape.gradient(plain, given))
+    expected = 0.5 * np.mean(plain) + 0.5 * np.mean(reached(moved))
+    assert expected > 1.05 * np.mean(plain)
+    logs = make(td.Adversarial(0.2), student).train_on_batch(inputs, labels, return_dict=True)
+    # In training the moved inputs move the ranges a little.
+    assert logs["loss"] == pytest.approx(expected, rel=0.02)
 
 
 def in_mixed_precision(**settings: Any) -> Any:

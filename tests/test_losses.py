@@ -13,12 +13,16 @@ from formulas import (
     PAIRS,
     Array,
     Pair,
+    binary_targets,
     finite_differences,
     gradient,
-    hard_targets,
     hint,
-    logits_mse,
+    inter_class,
+    intra_class,
+    jensen_shannon,
+    probability_mse,
     random_pair,
+    soft_cross_entropy,
     soft_targets,
 )
 from hypothesis import given, settings
@@ -31,6 +35,7 @@ from tfdistill.errors import ModelError, SettingError
 from tfdistill.losses import (
     base,
     divergences,
+    exits,
     features,
     functional,
     labelled,
@@ -40,6 +45,7 @@ from tfdistill.losses import (
     representations,
     sequences,
     similarities,
+    weights,
 )
 
 # No deadline: TensorFlow's first call of an operation is slow.
@@ -64,44 +70,48 @@ def logit_pairs(draw: st.DrawFn, fewest_classes: int = 1) -> tuple[Array, Array]
     return draw(grids(shape)), draw(grids(shape))
 
 
-@st.composite
-def feature_pairs(draw: st.DrawFn) -> tuple[Array, Array]:
-    shape = (draw(st.integers(1, 3)), *draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
-    return draw(grids(shape)), draw(grids(shape))
-
-
 # --- values ---
 
 
-@quick
-@given(pair=logit_pairs(), temperature=st.floats(0.5, 20))
-def test_soft_targets_equal_the_formula(pair: tuple[Array, Array], temperature: float) -> None:
-    ours = functional.soft_targets(*pair, temperature).numpy()
-    assert ours.shape == pair[0].shape[:1]
-    np.testing.assert_allclose(
-        ours, soft_targets(*pair, temperature), rtol=1e-5, atol=1e-6 * temperature**2 + 1e-5
-    )
+@settings(quick, max_examples=200)
+@given(
+    name=st.sampled_from(sorted(PAIRS)),
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple),
+    classes=st.integers(1, 12),
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([0.1, 3.0, 20.0]),
+)
+def test_equal_to_the_formula(
+    name: str, shape: tuple[int, ...], classes: int, seed: int, scale: float
+) -> None:
+    if name in ("inter_class", "intra_class"):
+        scale = min(scale, 3.0)  # how probabilities vary that are all but 1, float32 cannot say
+    teacher, student = random_pair(*shape, classes, scale=scale, seed=seed)
+    ours = PAIRS[name].ours(teacher, student).numpy()
+    assert ours.shape == (shape[:1] if name in ("hint", "intra_class") else shape)
+    np.testing.assert_allclose(ours, PAIRS[name].formula(teacher, student), rtol=1e-4, atol=1e-5)
 
 
-@quick
-@given(pair=logit_pairs())
-def test_hard_targets_equal_the_formula(pair: tuple[Array, Array]) -> None:
-    ours = functional.hard_targets(*pair).numpy()
-    np.testing.assert_allclose(ours, hard_targets(*pair), rtol=1e-5, atol=1e-6)
+SOFTENED: dict[str, Any] = {
+    "soft_targets": soft_targets,
+    "soft_cross_entropy": soft_cross_entropy,
+    "reverse_kl": lambda t, s, temperature: soft_targets(s, t, temperature),
+    "jensen_shannon": jensen_shannon,
+    "binary_targets": binary_targets,
+    "probability_mse": probability_mse,
+    "inter_class": inter_class,
+    "intra_class": intra_class,
+}
 
 
-@quick
-@given(pair=logit_pairs())
-def test_logits_mse_equals_the_formula(pair: tuple[Array, Array]) -> None:
-    ours = functional.logits_mse(*pair).numpy()
-    np.testing.assert_allclose(ours, logits_mse(*pair), rtol=1e-5)
-
-
-@quick
-@given(pair=feature_pairs())
-def test_hint_equals_the_formula(pair: tuple[Array, Array]) -> None:
-    ours = functional.hint(*pair).numpy()
-    np.testing.assert_allclose(ours, hint(*pair), rtol=1e-5)
+@settings(quick, max_examples=80)
+@given(name=st.sampled_from(sorted(SOFTENED)), pair=logit_pairs(), temperature=st.floats(0.5, 20))
+def test_equal_to_the_formula_at_any_temperature(
+    name: str, pair: tuple[Array, Array], temperature: float
+) -> None:
+    ours = getattr(functional, name)(*pair, temperature)
+    expected = SOFTENED[name](*pair, temperature)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6 * temperature**2 + 1e-5)
 
 
 TEACHER, STUDENT = [[5.0, 2.0, -0.5]], [[1.0, 2.0, 0.0]]
@@ -360,6 +370,9 @@ LOSSES = [
     losses.HiddenStates("deep", "shallow"),
     losses.CosineHiddenStates("deep", "shallow"),
     losses.EmbeddingStates("deep", "shallow"),
+    losses.AttentionScores(["deep", "deeper"], ["shallow", "flat"]),
+    losses.WeightMSE("deep", "shallow", weight=0.01),
+    losses.EarlyExits(["shallow", "flat"], temperature=2, label_weight=0),
 ]
 OUTPUT_LOSSES = [
     losses.SoftTargets(),
@@ -378,6 +391,10 @@ each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).
 
 def outputs_of(logits: Array, layers: dict[str, Array] | None = None) -> losses.Outputs:
     return losses.Outputs(tf.convert_to_tensor(logits), layers or {})
+
+
+def test_no_loss_is_left_out() -> None:
+    assert {type(loss).__name__ for loss in LOSSES} == set(losses._LOSSES)
 
 
 @each_loss
@@ -434,13 +451,15 @@ def test_default_names_are_the_log_names() -> None:
 
 def test_only_feature_losses_read_layers() -> None:
     for loss in LOSSES:
-        if not isinstance(loss, layers.LayerLoss):
+        if not isinstance(loss, (layers.LayerLoss, losses.EarlyExits)):
             assert (loss.teacher_layers, loss.student_layers) == ((), ())
     assert losses.Hint("deep", "shallow").pairs == (("deep", "shallow"),)
     several = losses.Hint(["deep", "deeper"], ["shallow", "flat"])
     assert several.teacher_layers == ("deep", "deeper")
     assert several.student_layers == ("shallow", "flat")
     assert losses.Hint("auto").pairs == ()
+    own = losses.EarlyExits(["shallow", "flat"])
+    assert (own.teacher_layers, own.student_layers) == ((), ("shallow", "flat"))
 
 
 NO_NUMBERS = [float("nan"), float("inf"), -float("inf"), "1", None, True, [1.0], 1j]
@@ -659,8 +678,8 @@ def test_hint_widths_must_be_known(teacher: Any, student: Any) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *(losses, base, divergences, functional, labelled, outputs),
-        *(features, relations, representations, sequences, similarities),
+        *(losses, base, divergences, exits, functional, labelled, outputs),
+        *(features, relations, representations, sequences, similarities, weights),
     ],
 )
 def test_docstring_examples_are_true(module: Any) -> None:

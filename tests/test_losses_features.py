@@ -14,6 +14,7 @@ from feature_formulas import (
     cosine_hidden_states,
     flow,
     hidden_states,
+    weight_mse,
 )
 from formulas import Array, finite_differences, gradient, hint
 from hypothesis import given, settings
@@ -291,6 +292,58 @@ def test_contrast_is_log_batch_where_nothing_is_told_and_falls_with_the_temperat
     np.testing.assert_allclose(same, np.log(5), rtol=1e-5)
     warm, cold = (functional.contrastive(teacher, teacher, t).numpy() for t in (1.0, 0.07))
     assert (cold < warm).all()
+
+
+# --- weights ---
+
+
+@settings(quick, max_examples=50)
+@given(
+    pairs=st.lists(
+        st.lists(st.lists(st.integers(1, 4), max_size=4), min_size=1, max_size=3),
+        min_size=1,
+        max_size=3,
+    ),
+    batch=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([1e-3, 1.0, 50.0]),
+)
+def test_distance_of_weights_equals_the_formula(
+    pairs: list[list[list[int]]], batch: int, seed: int, scale: float
+) -> None:
+    """The student's have an axis of size 1 more, as those of a quantized layer may."""
+    rng = np.random.default_rng(seed)
+    names = [f"layer_{place}" for place in range(len(pairs))]
+    loss = losses.WeightMSE(names, names)
+    teacher, student, expected = {}, {}, []
+    for (theirs, ours), sizes in zip(loss.pairs, pairs, strict=True):
+        teacher[theirs] = [rng.normal(size=size, scale=scale) for size in sizes]
+        student[ours] = [rng.normal(size=[*size[:1], 1, *size[1:]], scale=scale) for size in sizes]
+        expected.append(weight_mse(teacher[theirs], student[ours]))
+    nothing = tf.zeros([batch, 2])
+    ours = loss.call(losses.Outputs(nothing, teacher), losses.Outputs(nothing, student))
+    assert ours.dtype == tf.float32
+    np.testing.assert_allclose(ours, [np.mean(expected)] * batch, rtol=1e-5)
+
+
+def test_gradient_to_weights_equals_finite_differences() -> None:
+    rng = np.random.default_rng(0)
+    (kernel, other), (bias, another) = (rng.normal(size=(2, *size)) for size in ((3, 4), (4,)))
+    teacher = [tf.constant(other, tf.float32), tf.constant(another, tf.float32)]
+    student = [tf.constant(kernel, tf.float32), tf.constant(bias, tf.float32)]
+    with tf.GradientTape() as tape:
+        tape.watch([teacher, student])
+        value = functional.weight_mse(teacher, student)
+    to_teacher, to_student = tape.gradient(value, [teacher, student])
+    assert to_teacher == [None, None]
+    formulas = (
+        lambda _, moved: np.array(weight_mse([other, another], [moved, bias])),
+        lambda _, moved: np.array(weight_mse([other, another], [kernel, moved])),
+    )
+    for formula, values, ours in zip(formulas, (kernel, bias), to_student, strict=True):
+        expected = finite_differences(formula, None, values)
+        assert np.abs(expected).max() > 1e-2
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
 
 
 # --- masks ---

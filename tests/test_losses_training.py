@@ -19,6 +19,7 @@ from networks import (
     perceptron,
     with_random_weights,
 )
+from output_losses import OUTPUT_LOSSES
 
 import tfdistill as td
 from tfdistill import losses
@@ -139,6 +140,32 @@ def test_the_batchs_correlation_is_the_formula_in_training() -> None:
     )
     expected = 2 * intra_class(teacher, student, 1.0)[0] * sample_weight.mean()
     np.testing.assert_allclose(history["dist"][0], expected, rtol=1e-4)
+
+
+# --- alone ---
+
+QUICK = ("cwsm", "decoupled_kd", "bounded_regression")
+EACH = [
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in OUTPUT_LOSSES
+]
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_each_loss_is_learned_alone(name: str) -> None:
+    loss, formula = OUTPUT_LOSSES[name]
+    inputs, labels, _ = examples(24)
+    rows = np.eye(3, dtype=np.float32)[labels]
+    student, teacher = perceptron(tf_keras, units=12), perceptron(keras, units=7, seed=1)
+    theirs, before = (logits_of(model.get_weights(), inputs) for model in (teacher, student))
+    distiller = td.Distiller(student, teacher, [loss], label_loss_weight=0)
+    distiller.compile(tf_keras.optimizers.Adam(0.03))
+    data = (inputs, rows) if loss.needs_labels else (inputs,)
+    history = distiller.fit(*data, batch_size=24, epochs=40, verbose=0).history[loss.name]
+    after = logits_of(student.get_weights(), inputs)
+    least = formula(theirs, theirs, rows).mean() if name == "cross_entropy" else 0.0
+    first, last = (formula(theirs, ours, rows).mean() - least for ours in (before, after))
+    assert history[0] - least == pytest.approx(first, rel=1e-4)
+    assert last < 0.7 * first
 
 
 # --- labels ---

@@ -14,6 +14,7 @@ import tfdistill as td
 from tfdistill import losses
 from tfdistill._keras import keras, tf, tf_keras, tfmot
 from tfdistill.errors import ModelError, SettingError
+from tfdistill.quantization import Quantization, quantize, quantized_kernels
 
 # Keras 3 saves and loads variables through NumPy's older protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -161,6 +162,26 @@ def test_students_teach_each_other_while_they_are_pruned() -> None:
         for layer in ("hidden", "logits"):
             kernel = stripped.get_layer(layer).get_weights()[0]
             assert np.mean(kernel == 0) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.slow
+def test_students_teach_each_other_while_they_are_quantized() -> None:
+    inputs, labels, _ = examples(60)
+    models = [quantize(each, Quantization(), sparse=False).model for each in students()]
+    before = [quantized_kernels(model) for model in models]
+    distiller = mutual(models)
+    history = distiller.fit(inputs, labels, epochs=8, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+    logs = distiller.evaluate(inputs, labels, batch_size=60, verbose=0, return_dict=True)
+    one, other = (model(inputs).numpy() for model in models)
+    for name, taught in (
+        ("student_1", soft_targets(other, one, 2.0)),
+        ("student_2", soft_targets(one, other, 2.0)),
+    ):
+        assert logs[f"{name}_soft_targets"] == pytest.approx(taught.mean(), rel=1e-4)
+    for model, kernels in zip(models, before, strict=True):
+        for layer, kernel in quantized_kernels(model).items():
+            assert np.abs(kernel - kernels[layer]).max() > 1e-3
 
 
 def test_projections_are_trained_and_are_no_part_of_a_student() -> None:

@@ -225,6 +225,39 @@ def test_feature_losses_read_the_layers_of_members() -> None:
     assert losses[2] < losses[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [{"weights": [3, 1]}, {"combine": "probabilities", "by_confidence": True}],
+    ids=["logits", "confidence"],
+)
+def test_two_replicas_are_one(settings: dict[str, Any], two_replicas: Any) -> None:
+    """Batches of 6, 6 and 1: split into 3 and 3, then 1 and none."""
+    data = tf.data.Dataset.from_tensor_slices(examples(13)).batch(6)
+    taught = [
+        *(td.losses.SoftTargets(2.0), td.losses.DIST(weight=0.1)),
+        td.losses.Hint("two/rectified", "rectified", weight=0.1),
+    ]
+    found = []
+    for scope in (tf.distribute.get_strategy().scope, two_replicas.scope):
+        tf_keras.utils.set_random_seed(0)  # of the projection
+        with scope():
+            student = perceptron(tf_keras)
+            members = [_model(1, "one"), _model(2, "two", tf_keras, units=7)]
+            distiller = td.Distiller(student, Ensemble(members, **settings), taught, 0.3)
+            distiller.compile(tf_keras.optimizers.SGD(0.02), "sparse_categorical_crossentropy")
+        history = distiller.fit(data, epochs=2, verbose=0).history
+        found.append((history, [np.array(each) for each in distiller.get_weights()]))
+    (one, weights_of_one), (two, weights_of_two) = found
+    assert one.keys() == two.keys()
+    for name, values in one.items():
+        np.testing.assert_allclose(two[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
+    for ours, expected in zip(weights_of_two, weights_of_one, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+    start = perceptron(tf_keras).get_weights()[0]
+    assert np.abs(weights_of_one[0] - start).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from formulas import Array, log_probabilities, soft_targets, with_two_classes
+from formulas import Array, adaptive_temperatures, log_probabilities, soft_targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -23,18 +23,6 @@ from tfdistill.errors import SettingError
 from tfdistill.losses import CWSM, FLSW, Outputs, temperatures
 
 ADAPTIVE = [FLSW(4, 2, 1.5, 0.5), CWSM(5, 0.7, 2)]
-
-
-def formula(adaptive: Any, teacher: Array, student: Array, counted: Array = True) -> Array:
-    teacher, student = (with_two_classes(logits) for logits in (teacher, student))
-    if isinstance(adaptive, FLSW):
-        t, s = (z / (np.sqrt((z**2).sum(-1, keepdims=True)) + 1e-4) for z in (teacher, student))
-        weights = np.maximum(1 - (t * s).sum(axis=-1), 0) ** adaptive.gamma
-    else:
-        weights = 1 / (np.exp(log_probabilities(student)).max(axis=-1) + 1e-3)
-    counted = np.broadcast_to(counted, weights.shape)
-    mean = weights[counted].mean() if counted.any() else 0.0
-    return np.maximum(adaptive.base + adaptive.beta * (mean - weights), adaptive.minimum)
 
 
 @st.composite
@@ -52,7 +40,7 @@ def test_temperatures_equal_the_formula(adaptive: Any, pair: tuple[Array, Array]
     ours = adaptive.of(*pair)
     assert ours.dtype == tf.float32
     # A power of a distance near 0 makes much of rounding.
-    np.testing.assert_allclose(ours, formula(adaptive, *pair), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours, adaptive_temperatures(adaptive, *pair), rtol=1e-4, atol=1e-4)
     assert float(tf.reduce_min(ours)) >= adaptive.minimum
 
 
@@ -70,7 +58,9 @@ def test_finite_at_extreme_logits(adaptive: Any, dtype: Any) -> None:
     extreme = np.array([[1e4, -1e4, 0], [0, 0, 0], [-1e4, -1e4, -1e4]], dtype)
     for teacher, student in ((extreme, extreme), (extreme, -extreme), (extreme, 0 * extreme)):
         found = adaptive.of(teacher, student)
-        expected = formula(adaptive, *(z.astype(np.float64) for z in (teacher, student)))
+        expected = adaptive_temperatures(
+            adaptive, *(z.astype(np.float64) for z in (teacher, student))
+        )
         np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
@@ -82,7 +72,7 @@ def test_each_row_is_softened_by_its_own(adaptive: Any, divergence: Any) -> None
     mask = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]], bool)
     loss = losses.SoftTargets(adaptive, divergence=divergence)
     ours = loss.call(Outputs(teacher, {}), Outputs(student, {}, mask=tf.constant(mask)))
-    each = formula(adaptive, teacher, student, mask)
+    each = adaptive_temperatures(adaptive, teacher, student, mask)
     for example in range(4):
         values = [
             losses.SoftTargets(float(each[example, step]), divergence=divergence).call(
@@ -98,7 +88,7 @@ def test_each_row_is_softened_by_its_own(adaptive: Any, divergence: Any) -> None
 def test_no_gradient_flows_through_the_temperatures() -> None:
     rng = np.random.default_rng(1)
     teacher, student = rng.normal(size=[2, 4, 3]).astype(np.float32)
-    each = formula(FLSW(), teacher, student)
+    each = adaptive_temperatures(FLSW(), teacher, student)
     variable = tf.Variable(student)
     with tf.GradientTape() as tape:
         value = losses.SoftTargets(FLSW()).call(Outputs(teacher, {}), Outputs(variable, {}))
@@ -176,7 +166,7 @@ def test_in_fit_the_mean_is_of_the_global_batch(two_replicas: Any) -> None:
     )
     values = []
     for rows in (slice(0, 6), slice(6, 12), slice(12, 13)):
-        each = formula(FLSW(4, 2), t[rows], s[rows])
+        each = adaptive_temperatures(FLSW(4, 2), t[rows], s[rows])
         values += [float(soft_targets(t[rows][i], s[rows][i], each[i])) for i in range(len(each))]
     expected = np.mean(np.array(values) * sample_weight)
     assert one[0]["soft_targets"] == pytest.approx(expected, rel=1e-4)

@@ -354,12 +354,13 @@ def intra_class(
         section 4.
     """
     teacher, student = _probabilities(teacher_logits, student_logits, temperature)
-    counted = tf.cast(unmasked(student[..., 0], mask), tf.float32)[..., tf.newaxis]
+    counted = unmasked(student[..., 0], mask)[..., tf.newaxis]
+    count = tf.reduce_sum(tf.cast(counted, tf.float32))
     rows = list(range(student.shape.rank - 1))
 
     def centered(p: Any) -> Any:
-        total = tf.reduce_sum(counted * p, axis=rows)
-        return counted * (p - tf.math.divide_no_nan(total, tf.reduce_sum(counted)))
+        total = tf.reduce_sum(tf.where(counted, p, 0.0), axis=rows)
+        return tf.where(counted, p - tf.math.divide_no_nan(total, count), 0.0)
 
     correlation = _correlation(centered(teacher), centered(student), axis=rows)
     value = temperature**2 * (1.0 - tf.reduce_mean(correlation))

@@ -63,8 +63,9 @@ class AdaptiveTemperature(abc.ABC):
         weights = self._weights(
             *(with_two_classes(tf.cast(z, tf.float32)) for z in (teacher_logits, student_logits))
         )
-        counted = tf.cast(unmasked(weights, mask), tf.float32)
-        mean = tf.math.divide_no_nan(tf.reduce_sum(counted * weights), tf.reduce_sum(counted))
+        counted = unmasked(weights, mask)
+        total = tf.reduce_sum(tf.where(counted, weights, 0.0))
+        mean = tf.math.divide_no_nan(total, tf.reduce_sum(tf.cast(counted, tf.float32)))
         moved = self.base + self.beta * (mean - weights)
         return tf.stop_gradient(tf.maximum(moved, self.minimum))
 
