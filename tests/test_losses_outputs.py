@@ -536,7 +536,7 @@ def test_a_softmax_is_no_yes_or_no_of_each_unit_and_neither_is_a_number() -> Non
         losses.LogitsMSE().build(ending(either), ending("linear"))
 
 
-@pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
+@pytest.mark.parametrize("library", [keras, pytest.param(tf_keras, marks=pytest.mark.slow)])
 def test_a_distiller_and_a_pipeline_know_what_models_end_in(library: Any) -> None:
     student, teacher = (perceptron(library, activation="sigmoid", seed=seed) for seed in range(2))
     for refused in (

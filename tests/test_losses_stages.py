@@ -105,7 +105,8 @@ def expected_logs(logits: Array, hidden: Array, exits: list[Array]) -> dict[str,
     return {**logs, EXITS.name: np.mean(values * KNOWN)}
 
 
-@pytest.mark.parametrize("stage", ["pruned", pytest.param("quantized", marks=pytest.mark.slow)])
+@pytest.mark.slow  # all losses, some of them are quick in test_losses_training.py
+@pytest.mark.parametrize("stage", ["pruned", "quantized"])
 def test_each_loss_teaches_alone_and_logs_its_formula(stage: str) -> None:
     """Each in a step of its own, from two teachers, with a third of the rows unlabelled."""
     inputs, rows = data()

@@ -91,6 +91,7 @@ def test_a_step_is_that_of_two_distillers() -> None:
         assert np.abs(together[place].get_weights()[0] - start).max() > 1e-3
 
 
+@pytest.mark.slow  # as of a Distiller, which test_guards.py tests
 def test_two_replicas_are_one(two_replicas: Any) -> None:
     inputs, labels, weights = examples(15)
     data = tf.data.Dataset.from_tensor_slices((inputs, labels, weights)).batch(6)

@@ -763,6 +763,7 @@ def test_weights_of_a_checkpoint_fit_the_model_made_anew() -> None:
     np.testing.assert_array_equal(resumed(images()), trained(images()))
 
 
+@pytest.mark.slow
 def test_two_replicas_distil_into_a_quantized_student(tmp_path: Path) -> None:
     def body(inputs: Any) -> Any:
         hidden = LAYERS.Conv2D(8, 3, use_bias=False, name="convolution")(inputs)

@@ -120,6 +120,7 @@ def test_a_changed_setting_runs_its_stage_and_those_below_again(
     assert changed == {"pruning", "quantization"}
 
 
+@pytest.mark.slow  # a whole run; single files are in test_run.py
 def test_damaged_files_are_named_and_made_again(
     uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -426,6 +426,7 @@ def test_adversarial_examples_are_those_of_all_outputs() -> None:
     assert history["loss"][0] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow  # as of one output, which test_guards.py tests
 def test_two_replicas_are_one(two_replicas: Any) -> None:
     inputs, labels, weights = data()
     given = {"digit": weights, "parity": weights[::-1].copy()}

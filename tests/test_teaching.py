@@ -116,6 +116,7 @@ def test_a_pipeline_goes_on_storing_where_it_was_stopped(
     assert teacher.times(pictures()[0]) == EXAMPLES - EXAMPLES // 2 // BATCH * BATCH
 
 
+@pytest.mark.slow
 def test_a_pipeline_trains_on_the_views_that_it_stored(tmp_path: Path) -> None:
     teacher = Remembering()
     settings: Any = {"augment": td.RandomShiftAndFlip(1), "views": 2, "epochs": 5}
