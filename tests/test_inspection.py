@@ -201,6 +201,7 @@ def test_probabilities_where_logits_are_expected(library: Any, activation: str) 
     assert finding(found, "softmax").layers == ("classes",)
     assert f"ends in a {activation} where logits are expected" in finding(found, "softmax").message
     assert found.status == "warn"
+    assert ("multi_label" in [each.code for each in found.findings]) == (activation == "sigmoid")
 
 
 _Make = Callable[[Any], list[Any]]

@@ -18,7 +18,8 @@ def advice(rows: Sequence[Row], *, test_examples: int | None = None) -> tuple[st
 
     Two accuracies p and q on the same n test examples are compared with the standard error
     sqrt((p (1 - p) + q (1 - q)) / n) of their difference. It takes the two as independent, which
-    overstates it where the models err on the same examples.
+    overstates it where the models err on the same examples. So does an accuracy of several labels,
+    which is taken as one of n examples, as if the labels of an example were all right or all wrong.
 
     Args:
         rows: The rows of the report. A stage is compared with the one before it, an artifact

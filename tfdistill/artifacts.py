@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,10 @@ class Artifact:
         method: How it was quantized, in words.
         interface: How an app feeds and reads it.
         left_float: What is not as the format's name says, a sentence each.
-        predictions: Its class for every test example, int64 `[examples]`; of several outputs by
-            name.
-        labels: The true class of each, int64 `[examples]`; of several outputs by name, of those
-            that have labels.
+        predictions: Its class for every test example, int64 `[examples]`; of an output of several
+            labels its yes or no to each, int64 `[examples, labels]`; of several outputs by name.
+        labels: What is true of each, in the same form; of several outputs by name, of those that
+            have labels.
     """
 
     path: Path
@@ -148,6 +148,7 @@ def make_artifacts(
     directory: RunDirectory,
     terminal: Terminal,
     to_keras3: Callable[[Any], Any] = bridge.to_keras3,
+    multi_label: Collection[str] = (),
 ) -> tuple[dict[str, Artifact], dict[str, str]]:
     """Exports every format and certifies it on the test set, or takes what is there.
 
@@ -162,6 +163,8 @@ def make_artifacts(
         directory: The run.
         terminal: Told what is going on.
         to_keras3: For the format keras: makes of `floating` the Keras model to be saved.
+        multi_label: Names of the outputs that answer yes or no to each of several labels; of the
+            only output, "".
 
     Returns:
         Format to artifact, in the order of `export.formats`; and format to the reason for what
@@ -200,6 +203,7 @@ def make_artifacts(
                     calibration=calibration,
                     origin=_BEFORE_QUANTIZATION if source is not quantized and quantized else "",
                     to_keras3=to_keras3,
+                    multi_label=multi_label,
                 )
                 certificate = certify(
                     written.path,

@@ -25,9 +25,11 @@ from tfdistill.litert.sidecar import (
     check_artifact_path,
     describe_interface,
     label_names_of,
+    multi_label_of,
     read_sidecar,
     sidecar_path,
     was_exported,
+    with_multi_label,
     write_sidecar,
 )
 from tfdistill.named import by_name
@@ -54,8 +56,8 @@ __all__ = [
 class Certificate:
     """What an artifact is and how it behaves.
 
-    Of several outputs the shares here are of examples on which all of them are right, or agree;
-    what is said of each is in `outputs`, and held against the limits.
+    Of several outputs the shares here are of examples on which all of them are right, or agree,
+    with all their labels; what is said of each is in `outputs`, and held against the limits.
 
     Attributes:
         artifact: The file's name.
@@ -68,11 +70,14 @@ class Certificate:
         weight_zeros: Weight tensor's name to its (zeros, weights).
         operators: Operators with their types; none of a SavedModel or a Keras file.
         examples: Size of the test set.
-        classes: Number of classes; `None` of several outputs.
-        accuracy: Share of right classes, of the artifact.
-        reference_accuracy: Share of right classes, of the model the artifact came from.
-        per_class_accuracy: Of the artifact, by class; `None` for a class without examples.
-        agreement: Share of examples on which both predict the same class.
+        classes: Number of classes, or of labels; `None` of several outputs.
+        accuracy: Share of right classes, of the artifact; of an output of several labels that may
+            be true together the share of labels decided right, over all examples and labels.
+        reference_accuracy: The same of the model the artifact came from.
+        per_class_accuracy: Of the artifact, by class, `None` for a class without examples; or by
+            label, over all examples.
+        agreement: Share of examples on which both predict the same class; or of labels on which
+            both decide the same.
         output_error: Difference of their outputs; `None` if no output is finite.
         worst_examples: Those with the largest difference, worst first.
         latency: Of the artifact; `None` of one that is not run in LiteRT.
@@ -84,11 +89,14 @@ class Certificate:
         label_names: The classes' names.
         left_float: What is not as the format's name says, and why, a sentence each.
         layers_left_float: Layer to the reason why quantization-aware training left it in float.
-        predictions: The artifact's class for each example, int64 `[examples]`; of several outputs
-            by name; not written.
-        labels: The true class of each, int64 `[examples]`; by name of those outputs that have
-            labels; not written.
+        predictions: The artifact's class for each example, int64 `[examples]`; of several labels
+            its yes or no to each, int64 `[examples, labels]`; of several outputs by name; not
+            written.
+        labels: What is true of each, in the same form; by name of those outputs that have labels;
+            not written.
         outputs: Of several outputs what is said of each, by name.
+        counted: What accuracy and agreement count: "classes", one for each example; "labels" of an
+            output that answers yes or no to each of several; "examples" of several outputs.
     """
 
     artifact: str
@@ -120,6 +128,7 @@ class Certificate:
     predictions: Any = field(default=None, repr=False, compare=False)
     labels: Any = field(default=None, repr=False, compare=False)
     outputs: Mapping[str, OutputCertificate] = field(default_factory=dict)
+    counted: str = "classes"
 
     @property
     def passed(self) -> bool:
@@ -199,6 +208,7 @@ class Certificate:
         interface = kept["interface"] if kept else describe_interface(inspection)
         if not ours and not label_names_of(interface):
             interface = self._with_label_names(interface)
+        interface = with_multi_label(interface, self._multi_label(interface))
         return write_sidecar(
             path,
             inspection=inspection,
@@ -208,6 +218,12 @@ class Certificate:
             certificate=self.to_dict(),
             exported=ours,
         )
+
+    def _multi_label(self, interface: Mapping[str, Any]) -> list[str]:
+        """Names in the artifact of the outputs of several labels that may be true together."""
+        if self.outputs:
+            return [each.name for each in self.outputs.values() if each.counted == "labels"]
+        return [each["name"] for each in interface["outputs"]] if self.counted == "labels" else []
 
     def _with_label_names(self, interface: dict[str, Any]) -> dict[str, Any]:
         """How the artifact is read, with the classes' names."""
@@ -233,7 +249,9 @@ def certify(
     """Runs an artifact on a test set and holds it against the model it came from.
 
     For classifiers with outputs `[batch, classes]`, or `[batch, 1]` for two classes: class 1
-    is then a probability above 0.5, where the artifact ends in a sigmoid, or a logit above 0.
+    is then a probability above 0.5, where the artifact ends in a sigmoid, or a logit above 0. So is
+    each label of an output of several that may be true together, `[batch, labels]`: of these the
+    JSON file beside the artifact knows, or rows of labels with several ones, or none, tell.
     Each of several outputs is held against the limits; one without labels but for its accuracy.
     The set is read batch by batch; outputs and labels are kept, inputs are not.
 
@@ -245,8 +263,9 @@ def certify(
             to outputs of the artifact's shape; to several by the artifact's names.
         data: Batches `(x, y)` or `(x, y, weights)`, such as a `tf.data.Dataset`, or one such
             tuple of arrays. `x` is what the model takes; `y` is class numbers `[batch]` or
-            one-hot rows `[batch, classes]`; of several outputs by name, some may be missing, or a
-            tuple in the model's order. Weights are not used.
+            one-hot rows `[batch, classes]`, or rows `[batch, labels]` of numbers in [0, 1], yes
+            above 0.5; of several outputs by name, some may be missing, or a tuple in the model's
+            order. Weights are not used.
         limits: What passes; by default the format's own limits.
         float32_path: The float32 student's artifact, to compare latencies.
         label_names: The classes' names; by default those in the JSON file beside the artifact,
@@ -275,7 +294,8 @@ def certify(
     known = _described(path, inspection.sha256)
     format = known["artifact"]["format"] if known else inspection.format
     certified_before = (known or {}).get("certificate") or {}
-    run = compare_classifiers(artifact, model, data)
+    known_labels = multi_label_of(known["interface"]) if known else ()
+    run = compare_classifiers(artifact, model, data, known_labels)
     names = _label_names(label_names, run, known)
     limits = (limits or Limits()).for_format(inspection.format)
     outputs = {
@@ -332,6 +352,7 @@ def _answers(run: Comparison, outputs: Mapping[str, OutputCertificate]) -> dict[
         "predictions": predictions,
         "labels": labels,
         "outputs": outputs,
+        "counted": "examples",
     }
 
 

@@ -135,19 +135,21 @@ def _certify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(certificate.to_dict())
     else:
+        of_labels = " of labels" if certificate.counted == "labels" else ""
         print(
             f"{arguments.artifact}: {'passed' if certificate.passed else 'FAILED'}; "
-            f"accuracy {certificate.accuracy:.4f} in LiteRT, "
+            f"accuracy{of_labels} {certificate.accuracy:.4f} in LiteRT, "
             f"{certificate.reference_accuracy:.4f} in Keras; agreement {certificate.agreement:.4f}"
         )
         for name, output in certificate.outputs.items():
             accuracy = "no labels"
+            of_labels = " of labels" if output.counted == "labels" else ""
             if output.accuracy is not None:
                 accuracy = (
-                    f"accuracy {output.accuracy:.4f} in LiteRT, "
+                    f"accuracy{of_labels} {output.accuracy:.4f} in LiteRT, "
                     f"{output.reference_accuracy:.4f} in Keras"
                 )
-            print(f"  {name}: {accuracy}; agreement {output.agreement:.4f}")
+            print(f"  {name}: {accuracy}; agreement{of_labels} {output.agreement:.4f}")
         for failure in certificate.failures:
             print(f"  {failure}")
     return _PASSED if certificate.passed else _FAILED

@@ -5,7 +5,7 @@ For classifiers; another task adds its own function beside `compare_classifiers`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,9 +13,11 @@ import numpy as np
 
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import DataError, ModelError
+from tfdistill.evaluation import decided
 from tfdistill.heads import output_names
 from tfdistill.litert.flatbuffer import Inspection, TensorInterface
 from tfdistill.litert.runtime import inputs_by_name, signature_names
+from tfdistill.outputs import are_probabilities
 from tfdistill.plans import by_output
 
 _BATCH = 256
@@ -46,12 +48,14 @@ class Compared:
 
     Attributes:
         name: Its name in the artifact.
-        classes: Number of classes.
+        classes: Number of classes, or of labels.
         outputs: The artifact's, float32 `[examples, units]`.
         reference_outputs: The model's, float32 `[examples, units]`.
-        predictions: The artifact's classes, int64 `[examples]`.
-        reference_predictions: The model's classes, int64 `[examples]`.
-        labels: The true classes, int64 `[examples]`; `None` where the set has none.
+        predictions: The artifact's classes, int64 `[examples]`; of several labels that may be true
+            together its yes, 1, or no, 0, to each, int64 `[examples, labels]`.
+        reference_predictions: The model's, in the same form.
+        labels: What is true, in the same form; `None` where the set has no labels.
+        multi_label: Whether it is of several labels that may be true together.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Compared:
     predictions: np.ndarray
     reference_predictions: np.ndarray
     labels: np.ndarray | None
+    multi_label: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,9 @@ class Comparison:
     first: dict[str, np.ndarray]
 
 
-def compare_classifiers(artifact: Runnable, model: Any, data: Any) -> Comparison:
+def compare_classifiers(
+    artifact: Runnable, model: Any, data: Any, multi_label: Collection[str] = ()
+) -> Comparison:
     """Runs both over a test set, batch by batch; inputs are not kept.
 
     Args:
@@ -87,6 +94,9 @@ def compare_classifiers(artifact: Runnable, model: Any, data: Any) -> Comparison
             outputs to a dictionary by name.
         data: Batches `(x, y)` or `(x, y, weights)`, or one such tuple of arrays. Of several outputs
             `y` is by name, and may lack some, or in their order.
+        multi_label: Names in the artifact of the outputs that are known to be of several labels
+            which may be true together; labels that are rows with several ones, or none, say so,
+            too. A label is a yes above 0.5.
 
     Raises:
         DataError: The data is empty or endless, has other shapes, or labels outside the classes.
@@ -99,7 +109,11 @@ def compare_classifiers(artifact: Runnable, model: Any, data: Any) -> Comparison
     dtypes = _dtypes(artifact)
     ours: dict[str, list[np.ndarray]] = {name: [] for name in ends}
     theirs: dict[str, list[np.ndarray]] = {name: [] for name in ends}
-    labels: dict[str, list[np.ndarray]] = {name: [] for name in ends}
+    units = {spec.name: spec.shape[1] for spec in artifact.outputs}
+    labels = {
+        name: _Labels(units[end], classes[end], end in multi_label, name)
+        for name, end in ends.items()
+    }
     first: dict[str, np.ndarray] = {}
     for x, y in _batches(data):
         inputs = {
@@ -118,12 +132,11 @@ def compare_classifiers(artifact: Runnable, model: Any, data: Any) -> Comparison
                     hint="Give the model that the artifact came from.",
                 )
         for name, given in _labels_by_output(y, tuple(ends)).items():
-            end = ends[name]
-            labels[name].append(_class_numbers(given, len(ours[name][-1]), classes[end], name))
+            labels[name].add(given, len(ours[name][-1]))
         first = first or {name: values[:1].copy() for name, values in inputs.items()}
     if not first:
         raise DataError("`data` must hold one example or more.", received="no examples")
-    if not any(labels.values()):
+    if not any(each.examples for each in labels.values()):
         raise DataError(
             "`data` must have labels for an output.", received=f"none for {', '.join(ends)}"
         )
@@ -131,19 +144,29 @@ def compare_classifiers(artifact: Runnable, model: Any, data: Any) -> Comparison
     for name, end in ends.items():
         threshold = 0.5 if end in artifact.inspection.probabilities else 0.0
         outputs, references = np.concatenate(ours[name]), np.concatenate(theirs[name])
-        if labels[name] and sum(map(len, labels[name])) != len(outputs):
+        count, several = labels[name].examples, labels[name].multi_label
+        if count and count != len(outputs):
             raise DataError(
                 f"`data` must have labels for the output {name!r} in every batch, or in none.",
-                received=f"{sum(map(len, labels[name]))} labels for {len(outputs)} examples",
+                received=f"{count} labels for {len(outputs)} examples",
+            )
+        if several and threshold and are_probabilities(references):
+            raise DataError(
+                f"{labels[name].who} must have class numbers or one-hot rows for an output that "
+                "ends in a softmax.",
+                received="rows with several ones, or none",
+                hint="Of a softmax's classes one is true. Labels that may be true together need "
+                "sigmoids, or logits.",
             )
         compared[name] = Compared(
             name=end,
             classes=classes[end],
             outputs=outputs,
             reference_outputs=references,
-            predictions=_predicted(outputs, threshold),
-            reference_predictions=_predicted(references, threshold),
-            labels=np.concatenate(labels[name]) if labels[name] else None,
+            predictions=_predicted(outputs, threshold, several),
+            reference_predictions=_predicted(references, threshold, several),
+            labels=labels[name].joined(),
+            multi_label=several,
         )
     return Comparison(compared, len(outputs), first)
 
@@ -197,7 +220,9 @@ def _labels_by_output(labels: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: each for name, each in found.items() if each is not None}
 
 
-def _predicted(outputs: np.ndarray, threshold: float) -> np.ndarray:
+def _predicted(outputs: np.ndarray, threshold: float, multi_label: bool) -> np.ndarray:
+    if multi_label:
+        return decided(outputs, threshold)
     if outputs.shape[1] == 1:
         return (outputs[:, 0] > threshold).astype(np.int64)
     return outputs.argmax(axis=1)
@@ -293,10 +318,77 @@ def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
         yield batch[0], batch[1]
 
 
-def _class_numbers(labels: Any, size: int, classes: int, output: str) -> np.ndarray:
+class _Labels:
+    """The labels of one output, batch by batch.
+
+    Args:
+        units: Of the output.
+        classes: Number of its classes.
+        multi_label: Whether it is known to be of several labels that may be true together.
+        output: Its name, where there are several.
+
+    Attributes:
+        examples: How many have labels.
+        multi_label: Whether it is so, as known or as rows have said since.
+        who: What errors call the data.
+    """
+
+    def __init__(self, units: int, classes: int, multi_label: bool, output: str) -> None:
+        self.examples = 0
+        self.multi_label = multi_label
+        self.who = f"`data`, for the output {output!r}," if output else "`data`"
+        self._units, self._classes, self._known = units, classes, multi_label
+        self._numbers: list[np.ndarray] = []
+        self._decided: list[np.ndarray] = []  # not the rows themselves, which are larger
+
+    def add(self, given: Any, size: int) -> None:
+        """Takes those of a batch of so many examples.
+
+        Raises:
+            DataError: They are neither class numbers nor rows, or outside of what they may be.
+        """
+        labels = np.asarray(given)
+        if labels.shape == (size, self._units) and self._units > 1:
+            inside = bool(((labels >= 0) & (labels <= 1)).all())
+            if self._known and not inside:
+                raise DataError(
+                    f"{self.who} must have labels in [0, 1], for an output of several that may be "
+                    "true together.",
+                    received=labels[~((labels >= 0) & (labels <= 1)).all(axis=1)][0].tolist(),
+                )
+            sums = labels.sum(axis=1, dtype=np.float64)
+            self.multi_label |= inside and bool((np.abs(sums - 1) > 1e-3).any())
+            self._decided.append(decided(labels, 0.5).astype(bool))
+        elif self._known:
+            raise DataError(
+                f"{self.who} must have rows of labels [batch, {self._units}], any number of which "
+                "may be true.",
+                received=labels.shape,
+                hint="The artifact says that each of its outputs is a yes or no of its own.",
+            )
+        self._numbers.append(_class_numbers(labels, size, self._classes, self.who))
+        self.examples += size
+
+    def joined(self) -> np.ndarray | None:
+        """Class numbers, or rows of 0 and 1; `None` where there are no labels.
+
+        Raises:
+            DataError: Some were rows of several labels, others class numbers.
+        """
+        if not self.examples:
+            return None
+        if not self.multi_label:
+            return np.concatenate(self._numbers)
+        if len(self._decided) != len(self._numbers):
+            raise DataError(
+                f"{self.who} must have rows of labels in every batch, or class numbers in each.",
+                received="rows with several ones, or none, and class numbers",
+            )
+        return np.concatenate(self._decided).astype(np.int64)
+
+
+def _class_numbers(labels: np.ndarray, size: int, classes: int, who: str) -> np.ndarray:
     """Labels as class numbers, int64 `[batch]`, from class numbers or one-hot rows."""
-    labels = np.asarray(labels)
-    who = f"`data`, for the output {output!r}," if output else "`data`"
     if labels.shape == (size, classes):
         return labels.argmax(axis=1).astype(np.int64)
     if labels.size != size:

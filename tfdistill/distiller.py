@@ -99,10 +99,10 @@ class Distiller(tf_keras.Model):
             or by name, 0 for the others. An output without losses and labels is not taught.
         name: As in Keras.
         unlabelled: What stands for the label of a row that has none: -1 (class numbers), 0
-            (one-hot rows) or NaN (floats); a row has none where all of its labels are that. Such
-            rows learn from the teacher only: their label loss, and losses that read labels, are 0
-            (and counted in the batch's mean), and metrics leave them out. `None` where every row
-            has a label. One for all outputs; or by name.
+            (one-hot rows, not rows of several labels) or NaN (floats); a row has none where all of
+            its labels are that. Such rows learn from the teacher only: their label loss, and losses
+            that read labels, are 0 (and counted in the batch's mean), and metrics leave them out.
+            `None` where every row has a label. One for all outputs; or by name.
         adversarial: Whether, and how, the student is trained on adversarial examples, too. Then
             the `loss` of `fit` is of both; the other logs are of the unmoved inputs.
         mixing: A `td.Mixup` or `td.CutMix`, where the student is trained on mixed examples; the
@@ -249,7 +249,9 @@ class Distiller(tf_keras.Model):
             loss: The label loss; needed unless `label_loss_weight` is 0. A cross-entropy given
                 by name reads logits or probabilities, whichever the student returns. Of several
                 outputs one each, by name or in their order; or one for all that labels teach.
-            metrics: As in Keras; they see the student's own output.
+            metrics: As in Keras; they see the student's own output. Of several labels that may be
+                true together, in rows, "accuracy" and `teacher_agreement` are shares of labels,
+                where the student ends in sigmoids or `BinaryTargets` teaches it.
             **kwargs: Everything else that tf_keras' `compile` takes.
 
         Raises:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.export.exported import check_before_training
+from tfdistill.fitting import metrics_of
 from tfdistill.heads import Head
-from tfdistill.labels import accuracy_metric, label_loss_for
+from tfdistill.labels import label_loss_for
 from tfdistill.litert.runtime import signature_names
-from tfdistill.losses import Shapes
+from tfdistill.losses import DistillationLoss, RegressionTargets, Shapes
 from tfdistill.losses.base import shown
+from tfdistill.multi_label import is_multi_label, refuse_losses_of_classes
 from tfdistill.named import by_name, one_or_all
 from tfdistill.plans import planned
 from tfdistill.pruning import plan_pruning
@@ -41,6 +43,7 @@ class Door:
         names, asked = self.prepared.outputs, pipeline.distillation
         self.heads = self.prepared.heads()
         _require_classes(self.heads)
+        _refuse_numbers(asked.every_loss)
         plans = planned(asked.losses, asked.label_loss_weight, asked.unlabelled, names)
         self.teacher = teacher_for(asked.every_loss, teacher)
         if isinstance(self.teacher, Nobody) and asked.store_targets is True:
@@ -99,8 +102,30 @@ class Door:
 
     @property
     def classes(self) -> Any:
-        """Number of classes; of several outputs by name."""
+        """Number of classes, or of labels; of several outputs by name."""
         return one_or_all({name: max(2, _units(head)) for name, head in self.heads.items()})
+
+    @property
+    def multi_label(self) -> Any:
+        """Whether labels in rows are of several that may be true together; by name of several."""
+        found = {
+            name: is_multi_label(head.activation, head.classes, self.plans[name].losses)
+            for name, head in self.heads.items()
+        }
+        return one_or_all(found)
+
+    def check_losses_of_labels(self, multi_label: Collection[str]) -> None:
+        """Refuses losses of classes for outputs of several labels.
+
+        Args:
+            multi_label: Names of these outputs, as in `RunData`.
+
+        Raises:
+            SettingError: There is such a loss.
+        """
+        for name, plan in self.plans.items():
+            if name in multi_label or "" in multi_label:
+                refuse_losses_of_classes(plan.losses, name if len(self.plans) > 1 else "")
 
     @property
     def require_labels(self) -> Any:
@@ -130,9 +155,9 @@ class Door:
         return found if len(self.heads) > 1 else one_or_all(found)
 
     def accuracy(self, label_loss: Any) -> Any:
-        """New metrics of how many classes are right; of several outputs by name, as the losses."""
+        """New metrics of what is right; of several outputs by name, as the losses."""
         metrics = {
-            name: [accuracy_metric("accuracy", activation=head.activation, units=_units(head))]
+            name: metrics_of(["accuracy"], head, self.plans[name].losses)
             for name, head in self.heads.items()
         }
         if len(metrics) == 1:
@@ -158,6 +183,18 @@ class Door:
 
 def _units(head: Head) -> int:
     return int(head.classes or 0)
+
+
+def _refuse_numbers(losses: Sequence[DistillationLoss]) -> None:
+    """Refuses losses of numbers, which no stage after the first knows what to make of."""
+    for loss in losses:
+        if isinstance(loss, RegressionTargets):
+            raise SettingError(
+                "`losses` must be of classes or labels in a pipeline, whose accuracy and "
+                "certificates are of these.",
+                received=f"{loss.name!r}, which is of numbers",
+                hint="Train such a student with td.Distiller, which takes this loss.",
+            )
 
 
 def _require_classes(heads: Mapping[str, Head]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from tfdistill._keras import tf
 from tfdistill.errors import DataError
-from tfdistill.named import by_name
+from tfdistill.named import by_name, one_or_all
 from tfdistill.outputs import predicted_classes
 
 
@@ -19,11 +19,14 @@ class Predictions(Protocol):
 
     @property
     def predictions(self) -> Any:
-        """The predicted class of every example, int64 `[examples]`; of several outputs by name."""
+        """The predicted class of every example, int64 `[examples]`; of several outputs by name.
+
+        Of an output of several labels `[examples, labels]`: 1 for each that is predicted, else 0.
+        """
 
     @property
     def labels(self) -> Any:
-        """Its true class, int64 `[examples]`; by name, of those outputs that have labels."""
+        """What is true, in the same form; by name, of those outputs that have labels."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class Evaluation:
 
     Attributes:
         logits: float32 `[examples, classes]`.
-        labels: int64 `[examples]`.
+        labels: int64 `[examples]`; of an output of several labels `[examples, labels]`, 0 or 1.
+        multi_label: Names of these outputs; of the only output, "".
     """
 
     logits: Any
     labels: Any
+    multi_label: Collection[str] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -48,21 +53,26 @@ class Evaluation:
 
     def of(self, output: str) -> Evaluation:
         """That of one output of several, which the model has and the set has labels for."""
-        return Evaluation(self.logits[output], self.labels[output])
+        found = ("",) if output in self.multi_label else ()
+        return Evaluation(self.logits[output], self.labels[output], found)
 
     @property
     def predictions(self) -> Any:
-        """The predicted class of every example, int64 `[examples]`; of several outputs by name."""
-        if self.names:
-            return {n: np.asarray(predicted_classes(each)) for n, each in self.logits.items()}
-        return np.asarray(predicted_classes(self.logits))
+        """See `Predictions`."""
+        found = {
+            name: decided(logits, 0.0)
+            if name in self.multi_label
+            else np.asarray(predicted_classes(logits))
+            for name, logits in by_name(self.logits).items()
+        }
+        return found if self.names else one_or_all(found)
 
     @property
     def accuracy(self) -> float:
-        """Share of examples whose predicted class is the label.
+        """Share of examples whose predicted class is the label; or of labels decided right.
 
-        Of several outputs: of examples of which all classes are right; NaN where the model does
-        not have all outputs that are labelled.
+        Of several outputs: of examples on which all classes, and all labels, are right; NaN where
+        the model does not have all outputs that are labelled.
         """
         return share_of_right(self.predictions, self.labels)
 
@@ -70,11 +80,13 @@ class Evaluation:
     def per_class_accuracy(self) -> tuple[float, ...]:
         """Accuracy on the examples of each class; NaN for a class the set does not hold.
 
-        Of several outputs nothing: see `of`.
+        Of several labels each one's, on all examples. Of several outputs nothing: see `of`.
         """
         if self.names:
             return ()
         right = self.predictions == self.labels
+        if self.multi_label:
+            return tuple(right.mean(axis=0).tolist())
         classes = max(2, self.logits.shape[-1])
         return tuple(
             float(np.mean(right[self.labels == c])) if np.any(self.labels == c) else float("nan")
@@ -85,20 +97,34 @@ class Evaluation:
 def share_of_right(predictions: Any, labels: Any) -> float:
     """Share of examples on which the predicted classes of all outputs are the labels.
 
+    Of one output with several labels: of its labels, over all examples; of several outputs an
+    example is right where each of its labels is, too.
+
     Args:
-        predictions: int64 `[examples]`; of several outputs by name.
+        predictions: int64 `[examples]` or `[examples, labels]`; of several outputs by name.
         labels: The same, of those that have labels; NaN is the share where none has.
     """
     found, wanted = by_name(predictions), by_name(labels)
     if not wanted or not wanted.keys() <= found.keys():
         return float("nan")
-    return float(np.mean(np.all([found[name] == wanted[name] for name in wanted], axis=0)))
+    return _share(
+        [found[name] == wanted[name] for name in wanted], several=isinstance(predictions, Mapping)
+    )
+
+
+def _share(same: Sequence[np.ndarray], *, several: bool) -> float:
+    """Share of examples, or of the only output's labels, on which all outputs are the same."""
+    if not several:
+        return float(np.mean(same[0]))
+    return float(
+        np.mean(np.all([each.reshape(len(each), -1).all(axis=1) for each in same], axis=0))
+    )
 
 
 def agreement(one: Predictions, other: Predictions) -> float:
-    """Share of examples on which both predict the same class.
+    """Share of examples on which both predict the same class; or of labels, for several labels.
 
-    Of several outputs: the same classes, for those that both have.
+    Of several outputs: the same classes and labels, for those that both have.
 
     Raises:
         DataError: They did not see the same examples in the same order.
@@ -107,7 +133,7 @@ def agreement(one: Predictions, other: Predictions) -> float:
         require_same_labels(labels, by_name(other.labels)[name])
     ours, theirs = by_name(one.predictions), by_name(other.predictions)
     same = [ours[name] == theirs[name] for name in ours if name in theirs]
-    return float(np.mean(np.all(same, axis=0)))
+    return _share(same, several=isinstance(one.predictions, Mapping))
 
 
 def require_same_labels(one: np.ndarray, other: np.ndarray) -> None:
@@ -121,18 +147,22 @@ def require_same_labels(one: np.ndarray, other: np.ndarray) -> None:
             "`test` must be the same each time it is read.",
             received=f"{len(one)} and {len(other)} labels"
             if len(one) != len(other)
-            else f"another label at {np.count_nonzero(one != other)} of {len(one)} places",
+            else f"another label at {np.count_nonzero(one != other)} of {one.size} places",
             hint="Do not shuffle it, or cache it after its shuffle.",
         )
 
 
-def evaluate(logits_of: Callable[[Any], Any], data: Any) -> Evaluation:
+def evaluate(
+    logits_of: Callable[[Any], Any], data: Any, multi_label: Collection[str] = ()
+) -> Evaluation:
     """Runs a model over a test set; keeps its logits, not the inputs.
 
     Args:
         logits_of: From a batch of inputs to logits `[batch, classes]`; of several outputs by name.
         data: `tf.data` set of batches `(inputs, labels)` or `(inputs, labels, weights)`; labels
             are class numbers or one-hot; of several outputs by name.
+        multi_label: Names of the outputs whose labels are rows of several that may be true
+            together, yes above 0.5; of the only output, "".
     """
     # Concrete: of functions that are traced again in each evaluation TensorFlow warns.
     run = tf.function(logits_of).get_concrete_function(
@@ -142,12 +172,16 @@ def evaluate(logits_of: Callable[[Any], Any], data: Any) -> Evaluation:
     labels: list[Any] = []
     for inputs, batch_labels, *_ in data:
         logits.append(tf.nest.map_structure(_as_float32, run(inputs)))
-        labels.append(tf.nest.map_structure(class_numbers, batch_labels))
+        true = {
+            name: decided(each, 0.5) if name in multi_label else class_numbers(each)
+            for name, each in by_name(batch_labels).items()
+        }
+        labels.append(one_or_all(true) if "" in true else true)
 
     def joined(batches: list[Any]) -> Any:
         return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
 
-    return Evaluation(joined(logits), joined(labels))
+    return Evaluation(joined(logits), joined(labels), multi_label)
 
 
 def _any_batch(spec: tf.TensorSpec) -> tf.TensorSpec:
@@ -157,6 +191,11 @@ def _any_batch(spec: tf.TensorSpec) -> tf.TensorSpec:
 
 def _as_float32(tensor: Any) -> np.ndarray:
     return np.asarray(tf.cast(tensor, tf.float32))
+
+
+def decided(values: Any, threshold: float) -> np.ndarray:
+    """Which values are a yes, int64 0 or 1, in their shape: those above the threshold."""
+    return (np.asarray(values) > threshold).astype(np.int64)
 
 
 def class_numbers(labels: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ from tfdistill.errors import DataError, ModelError, SettingError, TfdistillError
 from tfdistill.heads import Head, output_names
 from tfdistill.labels import LabelLoss, accuracy_metric, per_example_label_loss
 from tfdistill.losses import DistillationLoss, Shapes
+from tfdistill.multi_label import is_multi_label
 from tfdistill.outputs import ModelView, is_functional
 from tfdistill.schedules import is_zero
 from tfdistill.targets.stored import unknown_examples
@@ -213,11 +214,24 @@ def copied(metric: Any) -> Any:
     return metric
 
 
-def metrics_of(metrics: Any, view: ModelView | Head) -> Any:
-    """Metrics of either Keras, in any structure, for what a student, or its output, returns."""
+def metrics_of(
+    metrics: Any, view: ModelView | Head, losses: Sequence[DistillationLoss] = ()
+) -> Any:
+    """Metrics of either Keras, in any structure, for what a student, or its output, returns.
+
+    Args:
+        metrics: As `compile` is given them.
+        view: The student, or its output.
+        losses: What it is taught.
+    """
+    activation, units = view.activation, view.classes
+    multi_label = is_multi_label(activation, units, losses)
     return tf.nest.map_structure(
         lambda metric: accuracy_metric(
-            bridge.to_tf_keras_metric(metric), activation=view.activation, units=view.classes
+            bridge.to_tf_keras_metric(metric),
+            activation=activation,
+            units=units,
+            multi_label=multi_label,
         ),
         metrics,
     )

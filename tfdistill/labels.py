@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import DataError, SettingError
 from tfdistill.losses.shared import mean_over_steps, unmasked
+from tfdistill.multi_label import LabelAccuracy
 from tfdistill.settings import is_number
 
 LabelLoss = Callable[..., tf.Tensor]
@@ -226,7 +227,7 @@ def label_loss_for(labels: str, *, activation: str, units: int, smoothing: float
     """The cross-entropy that fits the labels and what the student returns.
 
     Args:
-        labels: "integers" or "one-hot", as in `DataSummary.labels`.
+        labels: "integers", "one-hot" or "multi-hot", as in `DataSummary.labels`.
         activation: What the student ends in: "linear", "softmax" or "sigmoid".
         units: The student's output units; 1 is binary.
         smoothing: How much of each label is spread over all classes, in [0, 1).
@@ -247,9 +248,10 @@ def label_loss_for(labels: str, *, activation: str, units: int, smoothing: float
     kinds = {
         "integers": losses.SparseCategoricalCrossentropy,
         "one-hot": losses.CategoricalCrossentropy,
+        "multi-hot": losses.BinaryCrossentropy,
     }
     if activation == "sigmoid":
-        kinds = {"integers": _BinaryOfClassNumbers, "one-hot": losses.BinaryCrossentropy}
+        kinds |= {"integers": _BinaryOfClassNumbers, "one-hot": losses.BinaryCrossentropy}
     loss = losses.BinaryCrossentropy if units == 1 else kinds[labels]
     settings = {"label_smoothing": smoothing} if smoothing else {}
     if smoothing and loss is losses.SparseCategoricalCrossentropy:
@@ -273,10 +275,24 @@ class _BinaryOfClassNumbers(tf_keras.losses.BinaryCrossentropy):
         return super().call(tf.one_hot(classes, y_pred.shape[-1]), y_pred)
 
 
-def accuracy_metric(metric: Any, *, activation: str, units: int | None) -> Any:
-    """`metric`, unless it is "accuracy" of one logit, which Keras would compare with 0.5."""
-    one_logit = units == 1 and activation == "linear"
-    if one_logit and isinstance(metric, str) and metric in ("accuracy", "acc"):
+def accuracy_metric(
+    metric: Any, *, activation: str, units: int | None, multi_label: bool = False
+) -> Any:
+    """`metric`, unless it is "accuracy" of one logit, which Keras would compare with 0.5.
+
+    Or of several labels, of which Keras would compare the largest ones.
+
+    Args:
+        metric: As `compile` takes it.
+        activation: What the output ends in: "linear", "softmax" or "sigmoid".
+        units: Its units.
+        multi_label: Whether it answers yes or no to each of several labels.
+    """
+    if not isinstance(metric, str) or metric not in ("accuracy", "acc"):
+        return metric
+    if multi_label:
+        return LabelAccuracy(threshold=0.0 if activation == "linear" else 0.5)
+    if units == 1 and activation == "linear":
         return tf_keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)
     return metric
 

@@ -30,6 +30,7 @@ from tfdistill.labels import LabelLoss, Labels
 from tfdistill.losses import DistillationLoss, SoftTargets
 from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, check_losses
 from tfdistill.matching import match_layers
+from tfdistill.multi_label import is_multi_label
 from tfdistill.outputs import ModelView, probe_inputs, refuse_probabilities
 from tfdistill.replicas import share_of_mean
 from tfdistill.schedules import Schedule
@@ -163,7 +164,8 @@ class MutualDistiller(tf_keras.Model):
                 if other != place:
                     matched, _ = pairs[place, other]
                     built = build_projections(matched, peer.shapes, view.shapes)
-                    lessons[other] = Terms(matched, 0.0, built)
+                    multi_label = is_multi_label(view.activation, view.classes, matched)
+                    lessons[other] = Terms(matched, 0.0, built, multi_label=multi_label)
                     of = f"{self.names[place]}/{self.names[other]}"
                     projections |= {f"{of}/{loss}": layer for loss, layer in built.items()}
             network = models[place]
@@ -225,7 +227,9 @@ class MutualDistiller(tf_keras.Model):
             self._parts.loss = tf_keras.metrics.Mean(name="loss")
             for member, label_loss in zip(self._parts.members, label_losses, strict=True):
                 member.label_loss = label_loss
-                own = tf.nest.map_structure(copied, metrics_of(wanted, member.view))
+                own = tf.nest.map_structure(
+                    copied, metrics_of(wanted, member.view, self.losses_taught)
+                )
                 member.scorer.compile(**own)
                 names = [*OWN_LOGS[:2], *(each.name for each in self.losses_taught)]
                 member.trackers = {

@@ -50,6 +50,8 @@ class WorstExample:
         reference_prediction: The class that the model predicts.
         error: Its largest output error, in the unit of `OutputError`; `None` where an output is
             not finite.
+        of_label: Of several labels that may be true together the number of that whose output is
+            the farthest: the three above are then 1 for yes and 0 for no. `None` of a class.
     """
 
     index: int
@@ -57,6 +59,7 @@ class WorstExample:
     prediction: int
     reference_prediction: int
     error: float | None
+    of_label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,19 @@ class OutputCertificate:
 
     Attributes:
         name: Its name in the artifact.
-        classes: Number of classes.
-        accuracy: Share of right classes, of the artifact; `None` where the test set has no labels
-            for it.
+        classes: Number of classes, or of labels.
+        accuracy: Share of right classes, of the artifact, or of labels decided right, over all
+            examples and labels; `None` where the test set has no labels for it.
         reference_accuracy: The same of the model the artifact came from.
-        per_class_accuracy: Of the artifact, by class; `None` for a class without examples.
-        agreement: Share of examples on which both predict the same class.
+        per_class_accuracy: Of the artifact, by class, `None` for a class without examples; or by
+            label, over all examples.
+        agreement: Share of examples on which both predict the same class; or of labels on which
+            both decide the same.
         output_error: Difference of their outputs; `None` if no output is finite.
         worst_examples: Those with the largest difference, worst first.
         label_names: The classes' names.
+        counted: What accuracy and agreement count: "classes", one for each example; or "labels" of
+            an output that answers yes or no to each of several.
     """
 
     name: str
@@ -85,6 +92,7 @@ class OutputCertificate:
     output_error: OutputError | None
     worst_examples: tuple[WorstExample, ...]
     label_names: tuple[str, ...] = ()
+    counted: str = "classes"
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> OutputCertificate:
@@ -122,7 +130,9 @@ def certified(
         shares = {
             "accuracy": float(np.mean(right)),
             "reference_accuracy": float(np.mean(run.reference_predictions == run.labels)),
-            "per_class_accuracy": tuple(
+            "per_class_accuracy": tuple(right.mean(axis=0).tolist())
+            if run.multi_label
+            else tuple(
                 float(np.mean(right[run.labels == label])) if label in run.labels else None
                 for label in range(run.classes)
             ),
@@ -134,6 +144,7 @@ def certified(
         output_error=error,
         worst_examples=worst,
         label_names=label_names,
+        counted="labels" if run.multi_label else "classes",
         **shares,
     )
 
@@ -159,19 +170,24 @@ def _compare(
             max_absolute=absolute,
             max_relative=absolute / float(largest) if largest else 0.0,
         )
-    by_example = np.nan_to_num(errors, nan=np.inf).max(axis=1)
-    worst = tuple(
-        WorstExample(
-            index=int(index),
-            label=None if run.labels is None else int(run.labels[index]),
-            prediction=int(run.predictions[index]),
-            reference_prediction=int(run.reference_predictions[index]),
-            error=float(by_example[index]) if np.isfinite(by_example[index]) else None,
-        )
-        for index in np.argsort(-by_example, kind="stable")[:_WORST]
-        if by_example[index] > 0
-    )
-    return summary, worst
+    known = np.nan_to_num(errors, nan=np.inf)
+    by_example, farthest = known.max(axis=1), known.argmax(axis=1)
+    worst = []
+    for index in np.argsort(-by_example, kind="stable")[:_WORST].tolist():
+        if by_example[index] > 0:
+            of_label = int(farthest[index]) if run.multi_label else None
+            place = index if of_label is None else (index, of_label)
+            worst.append(
+                WorstExample(
+                    index=index,
+                    label=None if run.labels is None else int(run.labels[place]),
+                    prediction=int(run.predictions[place]),
+                    reference_prediction=int(run.reference_predictions[place]),
+                    error=float(by_example[index]) if np.isfinite(by_example[index]) else None,
+                    of_label=of_label,
+                )
+            )
+    return summary, tuple(worst)
 
 
 def failures_of(found: OutputCertificate, run: Compared, limits: Limits) -> tuple[str, ...]:
@@ -192,7 +208,8 @@ def failures_of(found: OutputCertificate, run: Compared, limits: Limits) -> tupl
             )
     if limits.min_agreement is not None and found.agreement < limits.min_agreement - 1e-9:
         failures.append(
-            f"Artifact and model agree on {found.agreement:.4f} of the examples; the limit "
+            f"Artifact and model agree on {found.agreement:.4f} of the "
+            f"{'labels' if run.multi_label else 'examples'}; the limit "
             f"is {limits.min_agreement:.4f}."
         )
     error, steps = found.output_error, limits.max_output_error_steps

@@ -155,11 +155,13 @@ def snippet(artifact: str, interface: Mapping[str, Any]) -> str:
             f"x = np.clip(x, {int(limits.min)}, {int(limits.max)}).astype(np.{given['dtype']})",
         ]
     several = len(outputs) > 1
+    kinds = {"threshold" in output: None for output in outputs}
     if several:
         if artifact.endswith(".keras"):  # in a structure of its own
             names = [output["name"] for output in outputs]
             answer = f"dict(zip({names}, keras.tree.flatten({answer})))"
-        lines += [f"answers = {answer}", "predicted_classes = {}"]
+        lines.append(f"answers = {answer}")
+        lines += [f"predicted_{'labels' if labels else 'classes'} = {{}}" for labels in kinds]
         answer = "answers"
     for output in outputs:
         found = answer
@@ -174,6 +176,9 @@ def snippet(artifact: str, interface: Mapping[str, Any]) -> str:
         above = 0.5 if output["values"] == "probabilities" else 0
         predicted = f"int(y.item() > {above})" if one else "int(np.argmax(y))"
         result = f"predicted_classes[{output['name']!r}]" if several else "predicted_class"
+        if "threshold" in output:  # each label by itself
+            predicted = f"np.flatnonzero(y > {above}).tolist()"
+            result = f"predicted_labels[{output['name']!r}]" if several else "predicted_labels"
         lines.append(f"{result} = {predicted}")
     return "\n".join(lines)
 
@@ -287,6 +292,7 @@ def _per_class(report: Report, output: str) -> dict[str, Any] | None:
         ],
         "everything": everything,
         "output": output,
+        "what": "label" if output in report.multi_label else "class",
     }
 
 
@@ -335,8 +341,9 @@ def _words(name: object) -> str:
 
 
 def _known(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that are known of one record at least, in the order of the first."""
-    return [key for key in records[0] if any(each.get(key) is not None for each in records)]
+    """The keys that are known of one record at least, in the order in which they come."""
+    keys = dict.fromkeys(key for each in records for key in each)
+    return [key for key in keys if any(each.get(key) is not None for each in records)]
 
 
 def _code(sentence: str) -> Markup:

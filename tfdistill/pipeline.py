@@ -149,7 +149,10 @@ class Pipeline:
             teacher: One of `td.teachers`; or a Keras 3 or tf_keras model; or a function from a
                 batch of tensors to logits; or `None` where no loss needs one.
             train: `tf.data` set of batches `(inputs, labels)` or `(inputs, labels, weights)`, or
-                such a tuple of NumPy arrays. Labels of several outputs are in a dictionary by
+                such a tuple of NumPy arrays. Labels are class numbers `[batch]`, one-hot rows, or,
+                of a student that ends in several sigmoids or is taught by
+                `td.losses.BinaryTargets`, rows `[batch, labels]` of numbers in [0, 1] for labels
+                that may be true together. Labels of several outputs are in a dictionary by
                 their names, of which some may be missing, or in a tuple in their order. To make
                 resuming exact, give its `shuffle` and augmentation a seed, and build it anew for
                 each call: a set that was read before goes on with its next order.
@@ -186,6 +189,7 @@ class Pipeline:
             validation,
             test,
             classes=door.classes,
+            multi_label=door.multi_label,
             input_shape=door.input_shape,
             require_labels=door.require_labels,
             unlabelled=door.distillation.unlabelled,
@@ -194,6 +198,7 @@ class Pipeline:
             name=data_name,
             seed=self.seed,
         )
+        door.check_losses_of_labels(data.multi_label)
         label_loss = door.label_loss(data.summaries["train"].labels)
         with RunDirectory(run_dir, terminal_note=terminal.note) as directory:
             check_artifact_paths(directory, self.export, terminal)
@@ -293,12 +298,13 @@ class Pipeline:
             directory=directory,
             terminal=terminal,
             to_keras3=door.prepared.hand_back,
+            multi_label=data.multi_label,
         )
         teacher_evaluation = None
         # What follows the student begins anew in each stage: there is none to be judged here.
         if not (isinstance(door.teacher, Nobody) or door.follows):
             with failures_named(door.teaching, "the reading of `test` began"):
-                teacher_evaluation = evaluate(door.logits_of_teacher, data.test)
+                teacher_evaluation = evaluate(door.logits_of_teacher, data.test, data.multi_label)
         return Finished(
             teacher=door.teacher,
             teacher_evaluation=teacher_evaluation,
@@ -311,6 +317,7 @@ class Pipeline:
             test_examples=data.summaries["test"].examples,
             notes=(*door.notes, *data.notes, teaching.note(self._taught_epochs())),
             outputs=door.prepared.outputs if len(door.heads) > 1 else (),
+            multi_label=data.multi_label,
         )
 
 

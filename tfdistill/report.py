@@ -30,8 +30,9 @@ __all__ = [
     "write_report",
 ]
 
-# Of report.json, to be raised when an older library could not read it: 2 has several outputs.
-_FORMAT = 2
+# Of report.json, to be raised when an older library could not read it: 2 has several outputs,
+# 3 several labels.
+_FORMAT = 3
 _HEADER = (
     "agrees with teacher",
     "parameters",
@@ -60,6 +61,8 @@ class Report:
             (artifact to `describe_interface()`), `left_float` and `left_dense` (layer to
             reason), `settings`, `versions`. Everything else is shown as it is.
         test_examples: Size of the test set.
+        multi_label: Names of the outputs that answer yes or no to each of several labels, whose
+            accuracy is the share of labels decided right; of the only output, "".
         json_path: Where it was written; `None` before.
         html_path: Where its page was written; `None` before.
 
@@ -75,12 +78,13 @@ class Report:
     advice: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     test_examples: int | None = None
+    multi_label: tuple[str, ...] = ()
     json_path: Path | None = None
     html_path: Path | None = None
 
     def __post_init__(self) -> None:
         """Checks the names of the rows, which everything else refers to."""
-        for name in ("rows", "advice"):
+        for name in ("rows", "advice", "multi_label"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         of_outputs = {output: tuple(each) for output, each in by_name(self.label_names).items()}
         object.__setattr__(self, "label_names", of_outputs.get("", of_outputs))
@@ -106,11 +110,19 @@ class Report:
         ]
         return [tuple(line[column] for column in kept) for line in lines]
 
-    def label_name(self, label: int | None, output: str = "") -> str:
-        """The name of a class, of an output of several; its number where it has none."""
+    def label_name(self, label: int | None, output: str = "", of_label: int | None = None) -> str:
+        """The name of a class, of an output of several; its number where it has none.
+
+        Args:
+            label: Number of the class, or of the label; `None` where it is not known.
+            output: Name of the output, where there are several.
+            of_label: Number of the label that `label` is the yes, 1, or no, 0, to.
+        """
         names = by_name(self.label_names).get(output, ())
         if label is None:
             return "-"
+        if of_label is not None:
+            return "yes" if label else "no"
         return names[label] if 0 <= label < len(names) else str(label)
 
 
@@ -148,8 +160,9 @@ def write_report(report: Report, directory: str | os.PathLike[str]) -> Report:
         for artifact, examples in report.disagreements.items()
     }
     content["rows"] = [_row_content(row) for row in report.rows]
+    content |= _said(multi_label=content.pop("multi_label"))
     page = render(report)
-    version = _FORMAT if report.outputs else 1
+    version = 3 if report.multi_label else 2 if report.outputs else 1
     write_json(directory / "report.json", {"format": version, **content})
     write_text(directory / "report.html", page)
     return written
@@ -206,8 +219,9 @@ def read_report(path: str | os.PathLike[str]) -> Report:
 def _without_image(example: Disagreement) -> dict[str, Any]:
     found = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
     del found["image"]
-    output = found.pop("output")
-    return {**{name: int(value) for name, value in found.items()}, **_said(output=output)}
+    output, of_label = found.pop("output"), found.pop("of_label")
+    content = {**{name: int(value) for name, value in found.items()}, **_said(output=output)}
+    return content if of_label is None else {**content, "of_label": of_label}
 
 
 def _row_content(row: Row) -> dict[str, Any]:

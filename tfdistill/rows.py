@@ -21,9 +21,11 @@ class OutputRow:
     """What a row says of one output of several.
 
     Args:
-        accuracy: Share of right classes, in [0, 1]; NaN where it is not known.
+        accuracy: Share of right classes, in [0, 1]; NaN where it is not known. Of an output of
+            several labels the share of labels decided right, over all examples; so the agreement.
         teacher_agreement: Share of examples on which it predicts the teacher's class, in [0, 1].
-        per_class_accuracy: Accuracy on the examples of each class; NaN for a class without any.
+        per_class_accuracy: Accuracy on the examples of each class; NaN for a class without any. Of
+            several labels each one's, on all examples.
     """
 
     accuracy: float
@@ -44,8 +46,9 @@ class Row:
         name: "teacher", "student alone", "distilled", "pruned", "quantized", or an artifact's
             format, such as "int8".
         kind: "teacher", "baseline", "stage" or "artifact".
-        accuracy: Share of right classes, in [0, 1]; NaN where it is not known. Of several outputs
-            the share of examples on which all are right; so the agreement.
+        accuracy: Share of right classes, in [0, 1]; NaN where it is not known. Of an output of
+            several labels the share of labels decided right, over all examples; of several outputs
+            the share of examples on which all are right, with all labels; so the agreement.
         teacher_agreement: Share of examples on which it predicts the teacher's class, in [0, 1].
         parameters: Number of its parameters.
         sparsity: Share of its prunable weights that are exactly zero, in [0, 1].
@@ -54,7 +57,8 @@ class Row:
         latency_ms: Median time of one example on the host, one thread, milliseconds.
         latency_p90_ms: 90 % of the examples took no longer, milliseconds.
         certified: Whether its certificate was passed; `None` without one.
-        per_class_accuracy: Accuracy on the examples of each class; NaN for a class without any.
+        per_class_accuracy: Accuracy on the examples of each class; NaN for a class without any. Of
+            several labels each one's, on all examples.
         seconds: Time that its training took, seconds.
         note: What else is to be known of it, as a sentence.
         outputs: Of several outputs, what is to be said of each, by name.
@@ -126,6 +130,8 @@ class Row:
 class Disagreement:
     """A test example on which an artifact and the teacher predict different classes.
 
+    Of an output of several labels it is one label of an example.
+
     Args:
         index: Its place in the test set.
         label: Its class.
@@ -134,6 +140,8 @@ class Disagreement:
         image: Its input, `[height, width]` or `[height, width, channels]`, or an array of
             another shape, which is shown as numbers; `None` to show nothing.
         output: Name of the output that the classes are of, where there are several.
+        of_label: Number of the label, of several that may be true together: the classes are then 1
+            for yes and 0 for no. `None` of a class.
     """
 
     index: int
@@ -142,6 +150,7 @@ class Disagreement:
     artifact_class: int
     image: npt.NDArray[Any] | None = field(default=None, compare=False, repr=False)
     output: str = ""
+    of_label: int | None = None
 
 
 def outputs_of(rows: Sequence[Row]) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ class RunData:
         repeats: Whether a second reading of the training set begins with examples that the first
             one held; False for data without end.
         seen: Number of examples in the first reading, and a sum of their hashes.
+        multi_label: Names of the outputs that answer yes or no to each of several labels; of the
+            only output, "".
     """
 
     train: TrainingData
@@ -54,6 +56,7 @@ class RunData:
     name: str | None
     repeats: bool = False
     seen: Mapping[str, Any] = field(default_factory=dict)
+    multi_label: tuple[str, ...] = ()
 
     @property
     def start(self) -> int:
@@ -64,14 +67,18 @@ class RunData:
     def notes(self) -> tuple[str, ...]:
         """What a report says about them."""
         train = self.summaries["train"]
-        kinds, counts = by_name(train.labels), by_name(train.label_counts)
-        labelled = {name: sum(counts[name]) for name, kind in kinds.items() if kind != "none"}
+        kinds, counts = by_name(train.labels), by_name(train.labelled)
+        labelled = {name: counts[name] for name, kind in kinds.items() if kind != "none"}
         return tuple(
             f"{count:,} of {train.examples:,} training examples have labels"
             f"{f' for the output {name!r}' if name else ''}; the others learn from the losses that "
             "need none."
             for name, count in labelled.items()
             if count != train.examples
+        ) + tuple(
+            f"Accuracy and agreement{f' of the output {name!r}' if name else ''} are shares of "
+            "labels, over all examples and labels: each label is a yes or no of its own."
+            for name in self.multi_label
         )
 
     @property
@@ -117,6 +124,7 @@ def look_at(
     test: Any,
     *,
     classes: int | Mapping[str, int],
+    multi_label: bool | Mapping[str, bool] = False,
     input_shape: tuple[int | None, ...] | None,
     require_labels: bool | Collection[str],
     unlabelled: float | Mapping[str, float | None] | None = None,
@@ -133,6 +141,8 @@ def look_at(
         test: The same, or `None` for `validation`.
         classes: Number of classes; of several outputs by name, in the order in which labels in a
             tuple are. Theirs come as they are for `Distiller`, and are by name from here on.
+        multi_label: Whether labels in rows are of several that may be true together; of several
+            outputs by name.
         input_shape: Of the student's only input, without the batch axis; `None` for several.
         require_labels: Whether the training set must have labels; or of which outputs.
         unlabelled: What stands for a label that an example of the training set does not have; of
@@ -172,6 +182,7 @@ def look_at(
         sets.pop("train"),
         steps_per_epoch,
         classes=classes,
+        multi_label=multi_label,
         input_shape=input_shape,
         require_labels=require_labels,
         unlabelled=unlabelled,
@@ -180,24 +191,30 @@ def look_at(
     summaries = {"train": summary}
     kinds = by_name(summary.labels)
     labelled = [output for output, kind in kinds.items() if kind != "none"]
+    several = [output for output, yes in by_name(multi_label).items() if yes]
     for each, batches in sets.items():
         summaries[each] = summarise(
             batches,
             classes=classes,
+            multi_label=multi_label,
             name=each,
             require_labels=labelled if isinstance(classes, Mapping) and labelled else True,
             input_shape=input_shape,
             ordered=True,
         )
         theirs = by_name(summaries[each].labels)
-        for output in labelled:
-            if kinds[output] != theirs[output]:
+        for output in dict.fromkeys([*labelled, *several]):
+            if kinds[output] == "none":  # the first set with labels says what they are
+                kinds[output] = theirs[output]
+            if kinds[output] != theirs[output] and (output in labelled or theirs[output] != "none"):
                 of_output = f" for the output {output!r}" if output else ""
                 raise DataError(
                     f"`{each}` must have the same kind of labels as `train`{of_output}: "
                     f"{kinds[output]}.",
                     received=theirs[output],
-                    hint="tf.one_hot(labels, classes) makes one-hot labels of integers.",
+                    hint="Give rows of 0 and 1, one for each label, everywhere."
+                    if "multi-hot" in (kinds[output], theirs[output])
+                    else "tf.one_hot(labels, classes) makes one-hot labels of integers.",
                 )
     repeats = False
     if steps_per_epoch is None:
@@ -214,6 +231,7 @@ def look_at(
         name=name,
         repeats=repeats,
         seen=numbers.facts(),
+        multi_label=tuple(n for n in several if kinds[n] in ("multi-hot", "none")),
     )
 
 

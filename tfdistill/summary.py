@@ -41,6 +41,8 @@ class Finished:
         test_examples: How many examples they hold.
         notes: Sentences on what was recognised in the models.
         outputs: Names of the student's outputs, in its order, where there are several.
+        multi_label: Names of the outputs that answer yes or no to each of several labels; of the
+            only output, "".
     """
 
     teacher: Any
@@ -54,6 +56,7 @@ class Finished:
     test_examples: int
     notes: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    multi_label: tuple[str, ...] = ()
 
 
 def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
@@ -99,6 +102,7 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
             for student in students
         },
         label_names=pipeline.export.label_names,
+        multi_label=finished.multi_label,
         disagreements=_disagreements(finished),
         advice=advice(rows, test_examples=finished.test_examples),
         details={
@@ -118,7 +122,9 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
 
 def _student_row(student: Student, name: str, kind: str, finished: Finished) -> Row:
     view = ModelView(student.model, role="student", several=True)
-    found = evaluate(lambda x: view(x, training=False)[1].logits, finished.test)
+    found = evaluate(
+        lambda x: view(x, training=False)[1].logits, finished.test, finished.multi_label
+    )
     kernels = _kernels(student, finished.floating).values()
     weights = sum(kernel.size for kernel in kernels)
     return Row(
@@ -209,31 +215,32 @@ def _known(shares: Sequence[float | None]) -> tuple[float, ...]:
 
 
 def _disagreements(finished: Finished) -> dict[str, tuple[Disagreement, ...]]:
-    """The first test examples on which each artifact and the teacher disagree, with inputs."""
+    """The first test examples, or labels, on which each artifact and the teacher disagree."""
     teacher = finished.teacher_evaluation
     if teacher is None:
         return {}
-    found: dict[str, list[tuple[str, int]]] = {}
+    found: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for format, artifact in finished.artifacts.items():
         ours, theirs = by_name(artifact.predictions), by_name(teacher.predictions)
         found[format] = [
-            (name, int(index))
+            (name, tuple(place))  # of an example; or of it and a label
             for name in finished.outputs or ("",)
             if name in theirs and name in by_name(teacher.labels)
-            for index in np.flatnonzero(ours[name] != theirs[name])[:_DISAGREEMENTS_SHOWN]
+            for place in np.argwhere(ours[name] != theirs[name])[:_DISAGREEMENTS_SHOWN].tolist()
         ]
-    inputs = _examples(finished.test, {i for each in found.values() for _, i in each})
+    inputs = _examples(finished.test, {place[0] for each in found.values() for _, place in each})
     return {
         format: tuple(
             Disagreement(
-                index=i,
-                label=int(by_name(teacher.labels)[name][i]),
-                teacher_class=int(by_name(teacher.predictions)[name][i]),
-                artifact_class=int(by_name(finished.artifacts[format].predictions)[name][i]),
-                image=inputs[i],
+                index=place[0],
+                label=int(by_name(teacher.labels)[name][place]),
+                teacher_class=int(by_name(teacher.predictions)[name][place]),
+                artifact_class=int(by_name(finished.artifacts[format].predictions)[name][place]),
+                image=inputs[place[0]],
                 output=name,
+                of_label=place[1] if len(place) > 1 else None,
             )
-            for name, i in each
+            for name, place in each
         )
         for format, each in found.items()
     }

@@ -21,6 +21,7 @@ from tfdistill.labels import LabelLoss, Labels, known_labels
 from tfdistill.losses import Shapes
 from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, nearest
 from tfdistill.matching import match_layers
+from tfdistill.multi_label import is_multi_label, refuse_rows_of_zeros
 from tfdistill.named import one_or_all
 from tfdistill.outputs import ModelView
 from tfdistill.plans import Plan, by_output
@@ -75,7 +76,8 @@ class Tasks:
 
     Raises:
         ModelError: The teacher has no output, or one of other classes, for one that it teaches.
-        SettingError: Two logs have the same name, or a schedule does not know its steps.
+        SettingError: Two logs have the same name, a schedule does not know its steps, or missing
+            labels of several that may be true together are to be 0.
     """
 
     def __init__(self, plans: Mapping[str, Plan], student: ModelView, teacher: Shapes) -> None:
@@ -90,11 +92,17 @@ class Tasks:
             theirs = teacher.of(name) if name in answering else ours
             require_same_classes(theirs, ours)
             built = build_projections(plan.losses, theirs, ours)
+            head = student.heads[name]
+            multi_label = is_multi_label(head.activation, head.classes, plan.losses)
+            if multi_label:
+                refuse_rows_of_zeros(plan.unlabelled, prefix and name)
             self.projections |= {f"{prefix}{loss}": layer for loss, layer in built.items()}
             self._tasks[name] = _Task(
-                head=student.heads[name],
+                head=head,
                 plan=plan,
-                terms=Terms(plan.losses, plan.label_loss_weight, built, prefix and name),
+                terms=Terms(
+                    plan.losses, plan.label_loss_weight, built, prefix and name, multi_label
+                ),
                 has_teacher=name in answering,
                 prefix=prefix,
             )
@@ -334,7 +342,8 @@ class Tasks:
         for name, each in given.items():
             wanted = any(metric is not None for metric in tf.nest.flatten(each))
             self._tasks[name].is_measured |= wanted
-        found = {name: metrics_of(each, self._tasks[name].head) for name, each in given.items()}
+        tasks = self._tasks
+        found = {n: metrics_of(m, tasks[n].head, tasks[n].plan.losses) for n, m in given.items()}
         return one_or_all(found)
 
 

@@ -12,6 +12,7 @@ from tfdistill.labels import LabelLoss, Labels
 from tfdistill.losses import DistillationLoss, Shapes
 from tfdistill.losses.base import Outputs
 from tfdistill.losses.shared import mean_over_steps
+from tfdistill.multi_label import are_rows
 from tfdistill.outputs import predicted_classes
 from tfdistill.replicas import gathered, own_rows
 from tfdistill.schedules import Schedule, is_zero
@@ -25,7 +26,7 @@ class Step(NamedTuple):
     total: tf.Tensor  # [batch], weighted
     terms: dict[str, tf.Tensor]  # name -> [batch], before their weights
     predictions: tf.Tensor  # [batch, ..., classes], the student's own output
-    agreement: Any  # [batch], share of the steps where both predict the same class; or None
+    agreement: Any  # [batch], share of steps, or labels, where both predict the same; or None
     example_weights: tf.Tensor  # [batch]
 
 
@@ -38,6 +39,8 @@ class Terms:
         label_loss_weight: Weight of the label loss beside them.
         projections: Name of a loss to what is trained beside the student for it.
         output: Name of the output of the student, where it has several.
+        multi_label: Whether it answers yes or no to each of several labels, unless the labels are
+            class numbers.
 
     Raises:
         SettingError: A schedule does not know its steps.
@@ -47,6 +50,7 @@ class Terms:
     label_loss_weight: float | Schedule
     projections: Mapping[str, Any]
     output: str = ""
+    multi_label: bool = False
 
     def __post_init__(self) -> None:
         """Tries the schedules."""
@@ -115,7 +119,7 @@ class Terms:
             total=total * example_weights,
             terms=terms,
             predictions=predictions,
-            agreement=_agreement(teacher, student),
+            agreement=self._agreement(teacher, student, labels),
             example_weights=example_weights,
         )
 
@@ -151,12 +155,18 @@ class Terms:
             values = loss.call(teacher, student, projection, **given)
         return labels.only_known(values) if labels is not None and loss.needs_labels else values
 
-
-def _agreement(teacher: Outputs | None, student: Outputs) -> tf.Tensor | None:
-    if teacher is None or isinstance(teacher.logits, tuple):  # it says nothing
-        return None
-    same = tf.equal(predicted_classes(student.logits), predicted_classes(teacher.logits))
-    return mean_over_steps(tf.cast(same, tf.float32), student.mask)
+    def _agreement(
+        self, teacher: Outputs | None, student: Outputs, labels: Labels | None
+    ) -> tf.Tensor | None:
+        if teacher is None or isinstance(teacher.logits, tuple):  # it says nothing
+            return None
+        if self.multi_label and (labels is None or are_rows(labels.values, student.logits)):
+            same = tf.equal(student.logits > 0, teacher.logits > 0)
+            shares = tf.reduce_mean(tf.cast(same, tf.float32), axis=-1)
+        else:
+            same = tf.equal(predicted_classes(student.logits), predicted_classes(teacher.logits))
+            shares = tf.cast(same, tf.float32)
+        return mean_over_steps(shares, student.mask)
 
 
 def refuse_unknown_labels(losses: Sequence[DistillationLoss]) -> None:

@@ -33,10 +33,12 @@ class DataSummary:
         examples: Examples in an epoch.
         steps: Batches in an epoch.
         labels: "integers" (class indices, `[batch]` or `[batch, 1]`), "one-hot" (rows that sum
-            to 1, `[batch, classes]`; soft ones too) or "none". Of several outputs by name, like
-            the counts.
-        label_counts: Examples of each class (by the largest entry of one-hot labels); empty
-            without labels. Examples without a label are in none.
+            to 1, `[batch, classes]`; soft ones too), "multi-hot" (rows of numbers in [0, 1], one
+            for each of several labels that may be true together) or "none". Of several outputs by
+            name, like the counts.
+        label_counts: Examples of each class (by the largest entry of one-hot labels); of multi-hot
+            rows, for each label how many examples lack it and how many have it; empty without
+            labels. Examples without a label are in none.
         element: Dtypes and shapes, as "(float32[batch, 28, 28, 1], int64[batch])".
         has_sample_weight: Whether batches bring weights of their examples.
         identity: sha256 over `element`, `examples`, `steps` and, where the data was read to its
@@ -55,15 +57,29 @@ class DataSummary:
 
     @property
     def classes_seen(self) -> Any:
-        """Number of classes that have an example; of several outputs by name."""
+        """Number of classes, or labels, that have an example; of several outputs by name."""
         counts = by_name(self.label_counts).items()
-        return one_or_all({name: sum(count > 0 for count in each) for name, each in counts})
+        return one_or_all({name: sum(n > 0 for n in _of_each(each)) for name, each in counts})
+
+    @property
+    def labelled(self) -> Any:
+        """Number of examples that have a label; of several outputs by name."""
+        kinds, counts = by_name(self.labels), by_name(self.label_counts)
+        return one_or_all(
+            {n: sum(each[0] if kinds[n] == "multi-hot" else each) for n, each in counts.items()}
+        )
+
+
+def _of_each(counts: Any) -> list[int]:
+    """Examples of each class or label."""
+    return [count if isinstance(count, int) else count[1] for count in counts]
 
 
 def summarise(
     data: Any,
     *,
     classes: int | Mapping[str, int | None] | None,
+    multi_label: bool | Mapping[str, bool] = False,
     batch_size: int | None = None,
     steps_per_epoch: int | None = None,
     name: str = "train",
@@ -82,6 +98,8 @@ def summarise(
         data: What `as_batches` takes.
         classes: Number of classes; None, where not known, sets labels no upper limit. Of several
             outputs by name; labels, and sample weights that differ, are by name, too.
+        multi_label: Whether labels in rows are of several that may be true together, `classes` of
+            them. Of several outputs by name.
         batch_size: As in `as_batches`.
         steps_per_epoch: Batches in an epoch, for data without end. No more are read.
         name: What errors call the data.
@@ -106,7 +124,7 @@ def summarise(
     element = _describe(dataset.element_spec)
     if require_labels and len(dataset.element_spec) == 1:
         raise DataError(f"`{name}` must have labels.", received=element, hint=ELEMENTS)
-    kinds = _kinds(dataset, classes, name, unlabelled)
+    kinds = _kinds(dataset, classes, multi_label, name, unlabelled)
     for output in require_labels if not isinstance(require_labels, bool) else ():
         if output in kinds and output not in dataset.element_spec[1]:
             raise DataError(
@@ -181,34 +199,50 @@ class _Kind:
     """What labels of one output are, and how many of each class there are."""
 
     def __init__(
-        self, classes: int | None, name: str, unlabelled: float | None, output: str
+        self,
+        classes: int | None,
+        multi_label: bool,
+        name: str,
+        unlabelled: float | None,
+        output: str,
     ) -> None:
         self.labels = "none"
         self._counts = Counter[int]()
+        self._labelled = 0
         self._classes, self._name, self._unlabelled = classes, name, unlabelled
+        self._multi_label = multi_label
         self._who = f"`{name}`, for the output {output!r}," if output else f"`{name}`"
 
     def add(self, labels: Any) -> None:
         """Takes those of a batch."""
-        self.labels, indices = _class_indices(
-            labels, self._classes, self._name, self._unlabelled, who=self._who
-        )
+        labels = _labels_there_are(labels, self._name, self._unlabelled, who=self._who)
+        self._labelled += len(labels)
+        if self._multi_label and labels.ndim == 2 and labels.shape[1] != 1:
+            self.labels = "multi-hot"
+            indices = _labels_of_rows(labels, self._classes, who=self._who)
+        else:
+            self.labels, indices = _class_indices(labels, self._classes, self._name, who=self._who)
         self._counts.update(indices.tolist())
 
-    def label_counts(self, examples: int) -> tuple[int, ...]:
+    def label_counts(self, examples: int) -> tuple[Any, ...]:
         """Of each class, when all examples, so many, were read."""
         if self.labels == "none":
             return ()
-        if not self._counts:
+        if not self._labelled:
             raise DataError(
                 f"{self._who} must have a label for some of its examples, or no labels at all.",
                 received=f"unlabelled={self._unlabelled} for all {examples}",
                 hint="Give the inputs alone, and label_loss_weight=0.",
             )
-        return tuple(self._counts[n] for n in range(self._classes or max(self._counts) + 1))
+        counts = tuple(self._counts[n] for n in range(self._classes or max(self._counts) + 1))
+        if self.labels == "multi-hot":
+            return tuple((self._labelled - count, count) for count in counts)
+        return counts
 
 
-def _kinds(dataset: Any, classes: Any, name: str, unlabelled: Any) -> dict[str, _Kind]:
+def _kinds(
+    dataset: Any, classes: Any, multi_label: Any, name: str, unlabelled: Any
+) -> dict[str, _Kind]:
     """By output; of one output under the name ""."""
     several = isinstance(classes, Mapping)
     spec = dataset.element_spec
@@ -219,9 +253,9 @@ def _kinds(dataset: Any, classes: Any, name: str, unlabelled: Any) -> dict[str, 
                 received=f"{what} by name: {', '.join(part)}",
                 hint=ELEMENTS,
             )
-    marks = by_name(unlabelled)
+    marks, in_rows = by_name(unlabelled), by_name(multi_label)
     return {
-        output: _Kind(count, name, marks.get(output), output)
+        output: _Kind(count, in_rows.get(output, False), name, marks.get(output), output)
         for output, count in by_name(classes).items()
     }
 
@@ -322,19 +356,15 @@ def _fits(shape: tuple[int, ...], pattern: tuple[int | None, ...]) -> bool:
     )
 
 
-def _class_indices(
-    labels: Any, classes: int | None, name: str, unlabelled: float | None, *, who: str
-) -> tuple[str, Any]:
-    """What kind of labels a batch has, and the class indices of those there are."""
-    limit = "" if classes is None else f" below {classes}"
+def _labels_there_are(labels: Any, name: str, unlabelled: float | None, *, who: str) -> Any:
+    """The labels of a batch, without those that are missing."""
     if labels.dtype.kind not in "biuf" or labels.ndim not in (1, 2):
         raise DataError(
             f"{who} must have labels [batch] or [batch, classes], of numbers.",
             received=f"{labels.dtype}{list(labels.shape)}",
         )
-    columns = labels.ndim == 2 and labels.shape[1] != 1
     if unlabelled is not None:
-        if unlabelled == 0 and not columns:
+        if unlabelled == 0 and not (labels.ndim == 2 and labels.shape[1] != 1):
             raise DataError(
                 f"{who} must have one-hot labels for unlabelled=0.",
                 received="class numbers, of which 0 is the first",
@@ -348,7 +378,32 @@ def _class_indices(
             )
         missing = np.isnan(labels) if np.isnan(unlabelled) else labels == unlabelled
         labels = labels[~missing.reshape(len(labels), -1).all(axis=1)]
-    if columns:
+    return labels
+
+
+def _labels_of_rows(labels: Any, count: int | None, *, who: str) -> Any:
+    """The numbers of the labels that the examples of a batch have, one after the other."""
+    if count is not None and labels.shape[1] != count:
+        raise DataError(
+            f"{who} must have a row of {count} labels for each example.",
+            received=f"rows of {labels.shape[1]}",
+        )
+    wrong = ~((labels >= 0) & (labels <= 1)).all(axis=1)  # NaN, too
+    if wrong.any():
+        raise DataError(
+            f"{who} must have labels in [0, 1], for an output of several that may be true "
+            "together.",
+            received=labels[wrong][0].tolist(),
+            hint="1 is yes, 0 no. Examples without labels are trained on with "
+            "td.Distillation(unlabelled=...): all labels of such a row are -1, or NaN.",
+        )
+    return np.nonzero(labels > 0.5)[1]
+
+
+def _class_indices(labels: Any, classes: int | None, name: str, *, who: str) -> tuple[str, Any]:
+    """What kind of labels a batch has, and the class indices of them."""
+    limit = "" if classes is None else f" below {classes}"
+    if labels.ndim == 2 and labels.shape[1] != 1:
         if classes is not None and labels.shape[1] != classes:
             raise DataError(
                 f"{who} must have labels of {classes} classes.",
@@ -360,6 +415,8 @@ def _class_indices(
             raise DataError(
                 f"{who} must have one-hot labels >= 0 that sum to 1.",
                 received=labels[wrong][0].tolist(),
+                hint="Labels that may be true together need a student that ends in sigmoids there, "
+                "or td.losses.BinaryTargets.",
             )
         return "one-hot", labels.argmax(axis=1)
     indices = labels.reshape(-1) + 0  # bool becomes a number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,7 @@ def export_model(
     calibration: Iterable[Any] | None = None,
     origin: str = "",
     to_keras3: Callable[[Any], Any] = bridge.to_keras3,
+    multi_label: Collection[str] = (),
 ) -> ExportedModel:
     """Writes a model as an artifact, with its sidecar (see `sidecar`).
 
@@ -139,6 +140,8 @@ def export_model(
             int8 without quantization-aware training.
         origin: What the model is among those of a run, in words, for the method.
         to_keras3: For the format keras: makes of `model` the Keras model to be saved.
+        multi_label: Names of the outputs that answer yes or no to each of several labels; of the
+            only output, "". What describes the artifact says so.
 
     Raises:
         ConversionError: The format is keras, and layers of the model do not exist in Keras 3.
@@ -163,7 +166,8 @@ def export_model(
     method = _METHODS.get(format, "quantization-aware training")
     origin = f"; {origin}" if origin else ""
     if format in SAVED:
-        return _save(model, Path(path), format, settings, f"{method}{origin}", to_keras3)
+        method += origin
+        return _save(model, Path(path), format, settings, method, to_keras3, multi_label)
     examples = []
     if format in CALIBRATED and not quantization_aware:
         examples = calibration_examples(calibration, model, settings.calibration_examples)
@@ -182,7 +186,7 @@ def export_model(
     _check_result(inspection, *types, model=model)
     if format in _ENDING_PROCESSES:
         check_loads(content, format)
-    interface = _interface(inspection, settings, model)
+    interface = _interface(inspection, settings, model, multi_label)
     entries = {}
     if settings.metadata:
         entries = metadata_entries(content, inspection, interface, model.name)
@@ -209,6 +213,7 @@ def _save(
     settings: Export,
     method: str,
     to_keras3: Callable[[Any], Any],
+    multi_label: Collection[str],
 ) -> ExportedModel:
     """Writes what is no LiteRT file."""
     check_without_fake_quantization(model)
@@ -222,9 +227,10 @@ def _save(
             if saved.foreign:
                 method += f"; to be loaded with custom_objects for {', '.join(saved.foreign)}"
         else:
-            write_saved_model(model, folder, settings.label_names)
+            of_labels = _of_labels(model, multi_label, names_of_outputs(model))
+            write_saved_model(model, folder, settings.label_names, of_labels)
             inspection = inspect_artifact(folder)
-        interface = _interface(inspection, settings, model)
+        interface = _interface(inspection, settings, model, multi_label)
         write_artifact(
             path,
             content,
@@ -236,15 +242,31 @@ def _save(
     return ExportedModel(path, format, method, inspection, interface)
 
 
-def _interface(inspection: Inspection, settings: Export, model: Any) -> dict[str, Any]:
+def _in_signature(model: Any) -> dict[str, str]:
+    """Names of the outputs to what they are called in the signature."""
+    return dict(zip(output_names(model), names_of_outputs(model), strict=True))
+
+
+def _of_labels(model: Any, multi_label: Collection[str], outputs: Sequence[str]) -> list[str]:
+    """Names in the file of the outputs of several labels, of all that there are in it."""
+    if "" in multi_label:
+        return [*outputs]
+    in_signature = _in_signature(model)
+    return [in_signature[name] for name in multi_label]
+
+
+def _interface(
+    inspection: Inspection, settings: Export, model: Any, multi_label: Collection[str]
+) -> dict[str, Any]:
     label_names: Any = settings.label_names
     if isinstance(label_names, Mapping):
-        in_signature = dict(zip(output_names(model), names_of_outputs(model), strict=True))
+        in_signature = _in_signature(model)
         label_names = {in_signature[name]: each for name, each in label_names.items()}
     return describe_interface(
         inspection,
         label_names=label_names,
         normalisation=asdict(settings.normalisation) if settings.normalisation else None,
+        multi_label=_of_labels(model, multi_label, [spec.name for spec in inspection.outputs]),
     )
 
 

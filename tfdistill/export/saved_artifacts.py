@@ -10,7 +10,7 @@ import gzip
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,18 +49,23 @@ _OWN_PACKAGES = ("keras", "builtins")
 # --- writing ---
 
 
-def write_saved_model(model: Any, folder: Path, label_names: Any = ()) -> None:
+def write_saved_model(
+    model: Any, folder: Path, label_names: Any = (), multi_label: Collection[str] = ()
+) -> None:
     """Writes a model as a SavedModel, for TensorFlow Serving, any number of examples at a time.
 
     Its signature "serving_default" has the names of the LiteRT files' signature. Of a
     classifier, "classify" answers the same inputs with `class` (int64 `[batch]`), `probability`
     (float32 `[batch]`) and, where labels have names, `label` (string `[batch]`); of several outputs
-    with `NAME_class` and so on of each.
+    with `NAME_class` and so on of each. Of an output of several labels it is `yes` (bool
+    `[batch, labels]`), `probability` and `label` of each, "" where the answer is no.
 
     Args:
         model: Functional tf_keras model in float32.
         folder: Where to write; must not exist.
         label_names: The classes' names; of several outputs by name.
+        multi_label: Names of the outputs, in the signature, that answer yes or no to each of
+            several labels.
 
     Raises:
         ExportError: It cannot be saved.
@@ -78,7 +83,7 @@ def write_saved_model(model: Any, folder: Path, label_names: Any = ()) -> None:
     signatures = {_SERVING: serve}
     view = _classifier(model)
     if view is not None:
-        signatures[_CLASSIFY] = _classify(view, inputs, outputs, label_names)
+        signatures[_CLASSIFY] = _classify(view, inputs, outputs, label_names, multi_label)
     # Not the model: it would be saved as Keras does, which traces every layer once more.
     module = tf.Module()
     module.variables_of_model = list(model.weights)
@@ -118,7 +123,11 @@ def _probabilities(view: ModelView | None, outputs: Sequence[str]) -> list[str]:
 
 
 def _classify(
-    view: ModelView, inputs: Sequence[str], outputs: Sequence[str], label_names: Any
+    view: ModelView,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    label_names: Any,
+    multi_label: Collection[str],
 ) -> Callable[..., dict[str, Any]]:
     def classify(**tensors: Any) -> dict[str, Any]:
         said = view([tensors[name] for name in inputs], training=False)[1]
@@ -126,7 +135,11 @@ def _classify(
         for name, head, output in zip(view.heads, view.heads.values(), outputs, strict=True):
             several = len(view.heads) > 1
             names = label_names.get(name, ()) if several and label_names else label_names
-            answers = _answers(said.of(name).logits, head.activation, names)
+            logits = said.of(name).logits
+            if output in multi_label:
+                answers = _answers_of_labels(logits, names)
+            else:
+                answers = _answers(logits, head.activation, names)
             found |= {f"{output}_{key}" if several else key: v for key, v in answers.items()}
         return found
 
@@ -145,6 +158,15 @@ def _answers(logits: Any, activation: str, label_names: Sequence[str]) -> dict[s
     found = {"class": classes, "probability": tf.reduce_max(probabilities, axis=-1)}
     if label_names:
         found["label"] = tf.gather(tf.constant(list(label_names)), classes)
+    return found
+
+
+def _answers_of_labels(logits: Any, label_names: Sequence[str]) -> dict[str, Any]:
+    """What logits of several labels say, each by itself."""
+    yes = logits > 0
+    found = {"yes": yes, "probability": tf.sigmoid(logits)}
+    if label_names:
+        found["label"] = tf.where(yes, tf.constant([list(label_names)]), "")
     return found
 
 

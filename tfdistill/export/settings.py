@@ -40,7 +40,8 @@ class Limits:
 
     Args:
         max_accuracy_drop: Accuracy of the model minus accuracy of the artifact, in [0, 1].
-        min_agreement: Share of examples on which both predict the same class, in [0, 1].
+        min_agreement: Share of examples on which both predict the same class, or of labels that
+            both decide alike, in [0, 1].
         max_output_error_steps: Largest quantization error, in steps of the output's scale, that
             99 % of the outputs may have. Only for outputs that were computed quantized. Useful
             after quantization-aware training, where the model rounds as the artifact does.
@@ -150,8 +151,8 @@ class Export:
         allow_select_ops: Whether an operator that LiteRT lacks may be taken from TensorFlow.
             The app must then ship the select-ops library, and the artifact cannot be certified
             here.
-        label_names: The classes' names, by their index in the output. Of a model with several
-            outputs those of each, by its name; some may be left out.
+        label_names: The names of the classes, or labels, by their index in the output. Of a model
+            with several outputs those of each, by its name; some may be left out.
         normalisation: How an app turns raw values into the model's inputs.
         metadata: Whether a LiteRT file says these itself, too, see `td.read_metadata`: some
             hundred bytes. The JSON file beside it says them in any case.

@@ -124,7 +124,7 @@ def inspect_litert(path: str | os.PathLike[str]) -> FileInspection:
         outputs=tuple(_interface(spec) for spec in found.outputs),
         parameters=found.elements,
         multiply_accumulates=total(costs),
-        findings=tuple(_findings(path, found, costs, sidecar)),
+        findings=tuple(_findings(path, found, costs, sidecar, known.get("interface"))),
         format=found.format,
         raw_bytes=found.raw_bytes,
         gzip_bytes=found.gzip_bytes,
@@ -174,6 +174,7 @@ def _findings(
     found: FileContent,
     costs: list[OperatorCost],
     sidecar: dict[str, Any] | None,
+    interface: Mapping[str, Any] | None,
 ) -> list[Finding]:
     findings = []
     select = tuple(name for name in found.custom_operators if name.startswith("Flex"))
@@ -202,6 +203,10 @@ def _findings(
     if found.probabilities:
         message = "It ends in a softmax or a sigmoid: it gives probabilities, no logits"
         findings.append(Finding("note", "softmax", message, found.probabilities))
+    for output in interface["outputs"] if interface else ():
+        if "decision" in output:
+            message = f"Of this output {output['decision']}"
+            findings.append(Finding("note", "multi_label", message, (output["name"],)))
     if found.stateful:
         message = "It keeps state from one run to the next"
         hint = "Reset its variables before each sequence."

@@ -34,7 +34,7 @@ from tfdistill.litert.flatbuffer import (
     read,
     unpack,
 )
-from tfdistill.litert.sidecar import describe_interface, label_names_of
+from tfdistill.litert.sidecar import describe_interface, label_names_of, multi_label_of
 
 __all__ = ["labels_files", "metadata_entries", "read_metadata", "with_files"]
 
@@ -58,7 +58,7 @@ _SUBGRAPHS, _PARSER = 3, 7
 def metadata_entries(
     content: bytes, inspection: Inspection, interface: Mapping[str, Any], name: str
 ) -> dict[str, bytes]:
-    """The metadata of an artifact, entry by entry; none without labels and normalisation.
+    """The metadata of an artifact, entry by entry; none where there is nothing to say.
 
     Args:
         content: The flatbuffer that they are for.
@@ -67,10 +67,14 @@ def metadata_entries(
         name: The model's name.
     """
     entries = {}
+    own: dict[str, Any] = {}
     if interface["normalisation"]:
-        own = {"normalisation": interface["normalisation"]}
+        own["normalisation"] = interface["normalisation"]
+    if multi_label_of(interface):
+        own["multi_label"] = [*multi_label_of(interface)]
+    if own:
         entries[_OWN] = json.dumps(own, separators=(",", ":")).encode()
-    if label_names_of(interface) or interface["normalisation"]:
+    if label_names_of(interface) or own:
         graph = unpack(content).subgraphs[0]
         inputs, outputs = list(graph.inputs), list(graph.outputs)
         entries[_STANDARD] = _standard(  # which counts as the graph does, not as the signature
@@ -149,9 +153,13 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         named = {spec.index: spec.name for spec in inspection.outputs}
         outputs = [named.get(index, "") for index in packed.subgraphs[0].outputs]
         labels, normalisation = _read_standard(entries[_STANDARD], content, outputs)
-        if _OWN in entries:  # the same, unrounded
-            normalisation = json.loads(entries[_OWN])["normalisation"]
-        interface = describe_interface(inspection, label_names=labels, normalisation=normalisation)
+        own = json.loads(entries.get(_OWN, b"{}"))
+        interface = describe_interface(
+            inspection,
+            label_names=labels,
+            normalisation=own.get("normalisation", normalisation),  # the same, unrounded
+            multi_label=own.get("multi_label", ()),
+        )
     except (*_UNREADABLE, zipfile.BadZipFile) as error:
         raise ModelError(
             f"`{source}` must have metadata that can be read.",
@@ -174,7 +182,10 @@ def _standard(
     name: str,
 ) -> bytes:
     builder = flatbuffers.Builder(256)
-    values = {output["name"]: output["values"] for output in interface["outputs"]}
+    values = {
+        output["name"]: "; ".join([output["values"], *filter(None, [output.get("decision")])])
+        for output in interface["outputs"]
+    }
     labels = label_names_of(interface)
     several = len(interface["outputs"]) > 1
     given = [_input(builder, spec, interface["normalisation"]) for spec in inputs]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ __all__ = [
     "check_artifact_path",
     "describe_interface",
     "label_names_of",
+    "multi_label_of",
     "read_sidecar",
     "sidecar_path",
     "was_exported",
+    "with_multi_label",
     "write_artifact",
     "write_sidecar",
 ]
@@ -175,6 +177,7 @@ def describe_interface(
     *,
     label_names: Sequence[str] | Mapping[str, Sequence[str]] = (),
     normalisation: Mapping[str, Any] | None = None,
+    multi_label: Collection[str] = (),
 ) -> dict[str, Any]:
     """How an app feeds and reads an artifact, in JSON's types.
 
@@ -183,10 +186,12 @@ def describe_interface(
         label_names: The classes' names by their index in the output; of several outputs by their
             names in the file. Each then has its own beside what else is said of it.
         normalisation: How raw values become the model's inputs.
+        multi_label: Names in the file of the outputs that answer yes or no to each of several
+            labels. They have a `threshold`, and what it means as a `decision` in words.
     """
     one = len(inspection.outputs) == 1
     of_outputs = label_names if isinstance(label_names, Mapping) else {}
-    return {
+    interface = {
         "inputs": [_describe(spec, feeding=True) for spec in inspection.inputs],
         "outputs": [
             {
@@ -200,6 +205,36 @@ def describe_interface(
         "label_names": list(label_names) if one and not of_outputs else [],
         "reset_state_before_each_run": inspection.stateful,
     }
+    return with_multi_label(interface, multi_label)
+
+
+def with_multi_label(interface: Mapping[str, Any], outputs: Collection[str]) -> dict[str, Any]:
+    """How an app reads outputs that answer yes or no to each of several labels, beside the rest.
+
+    Args:
+        interface: From `describe_interface`.
+        outputs: Their names in the file.
+    """
+
+    def decision(values: str) -> dict[str, Any]:
+        above = 0.5 if values == "probabilities" else 0.0
+        words = f"each value is a yes or no of its own: yes above {above:g}"
+        return {"threshold": above, "decision": words}
+
+    described = [
+        {**each, **(decision(each["values"]) if each["name"] in outputs else {})}
+        for each in interface["outputs"]
+    ]
+    return {**interface, "outputs": described}
+
+
+def multi_label_of(interface: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names in the file of the outputs that answer yes or no to each of several labels.
+
+    Args:
+        interface: From `describe_interface`.
+    """
+    return tuple(each["name"] for each in interface["outputs"] if "threshold" in each)
 
 
 def label_names_of(interface: Mapping[str, Any]) -> dict[str, list[str]]:

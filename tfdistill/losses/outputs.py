@@ -315,7 +315,8 @@ class ProbabilityMSE(LogitsLoss):
 class BinaryTargets(LogitsLoss):
     """Teaches the teacher's yes or no to each of several labels that may be true together.
 
-    Formula and shapes: `tfdistill.losses.functional.binary_targets`. Each logit is one label's.
+    Formula and shapes: `tfdistill.losses.functional.binary_targets`. Each logit is one label's;
+    where labels are rows, accuracy and `teacher_agreement` are of the labels, too.
 
     Args:
         temperature: Divides the logits before the sigmoid; finite, > 0.
