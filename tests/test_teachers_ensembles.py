@@ -355,6 +355,16 @@ def test_members_of_classes_and_of_labels_are_refused(several: bool) -> None:
         as_teacher(Ensemble(members), student)
     shapes = as_teacher(Ensemble(members[::2]), student).shapes
     assert shapes.endings == ({"own": "linear", "other": "softmax"} if several else "softmax")
+    how: Any
+    for how in ({"combine": "probabilities"}, {"by_confidence": True}):
+        with pytest.raises(
+            ModelError,
+            match=r"of probabilities, or by confidence, must be of classes\. Received: members "
+            r"that end in sigmoids of 3 units\. Both are of a softmax",
+        ):
+            as_teacher(Ensemble(members[1:], **how), student)
+        shapes = as_teacher(Ensemble([members[2], members[2]], **how), student).shapes
+        assert shapes.endings == ({"own": "softmax", "other": "softmax"} if several else "softmax")
 
 
 # --- identity ---

@@ -244,8 +244,11 @@ class EnsembleTeacher:
         }
         endings = {name: m.shapes.endings for name, (m, _) in zip(names, members, strict=True)}
         outputs = Shapes(first, {}).names
-        by_output = {output: _common_ending(endings, output) for output in outputs}
-        self.shapes = Shapes(first, features, by_output or _common_ending(endings))
+        found = {output: _common_ending(endings, output) for output in outputs or ("",)}
+        if combine == "probabilities" or by_confidence:
+            classes = Shapes(first, {})
+            found = {o: _ending_of_classes(e, classes.of(o).logits[-1]) for o, e in found.items()}
+        self.shapes = Shapes(first, features, found if outputs else found[""])
         notes = [f"{n}: {m.note}" for n, (m, _) in zip(names, members, strict=True) if m.note]
         self.note = " ".join(notes)
         self.outside = tuple(calls for member, _ in members for calls in member.outside)
@@ -363,3 +366,25 @@ def _common_ending(endings: Mapping[str, Any], output: str = "") -> str | None:
             "no common mean.",
         )
     return next(iter(marked.values()), next(iter(found.values())))
+
+
+def _ending_of_classes(ending: str | None, units: int | None) -> str | None:
+    """What a mean that takes softmaxes of the members' logits ends in.
+
+    Args:
+        ending: What the members end in.
+        units: How many there are.
+
+    Raises:
+        ModelError: The members end in several sigmoids.
+    """
+    if units == 1:
+        return ending
+    if ending == "sigmoid":
+        raise ModelError(
+            "The members of an ensemble of probabilities, or by confidence, must be of classes.",
+            received=f"members that end in sigmoids of {units} units",
+            hint="Both are of a softmax, of whose classes one is true. Leave "
+            "combine='probabilities' and by_confidence=True out.",
+        )
+    return "softmax"
