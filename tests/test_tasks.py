@@ -688,7 +688,8 @@ def test_stored_targets_of_all_outputs_teach_as_the_teacher_does(
     stored = td.store_targets(
         teacher, (inputs, labels), tmp_path, layers=layers, verbose=0, **settings
     )
-    assert stored.shapes == ({"digit": (3,), "parity": (1,)}, {"rectified": (7,)})
+    assert stored.shapes.logits == {"digit": (3,), "parity": (1,)}
+    assert stored.shapes.features == {"rectified": (7,)}
     distiller = distiller_of(teacher=teacher)
     live = distiller.evaluate(inputs, labels, verbose=0, return_dict=True)
     logs = distiller.evaluate(stored.dataset(batch_size=6), verbose=0, return_dict=True)
