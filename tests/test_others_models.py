@@ -46,13 +46,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
     return write
 
 
+@pytest.mark.slow  # whole runs; files of other processes are loaded in test_inspection.py, too
 @pytest.mark.parametrize(
     ("name", "library"),
     [
         ("keras3.keras", keras),
-        pytest.param("functional.h5", tf_keras, marks=pytest.mark.slow),  # much like the others
-        pytest.param("sequential.h5", tf_keras, marks=pytest.mark.slow),
-        pytest.param("saved_model", tf_keras, marks=pytest.mark.slow),
+        ("functional.h5", tf_keras),
+        ("sequential.h5", tf_keras),
+        ("saved_model", tf_keras),
     ],
 )
 def test_a_model_that_others_saved_becomes_a_certified_artifact(

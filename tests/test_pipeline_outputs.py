@@ -254,6 +254,7 @@ def test_a_server_is_told_the_classes_of_each_output(whole: Run) -> None:
         np.testing.assert_array_equal(said[f"{name}_label"], expected)
 
 
+@pytest.mark.slow  # as of one output, which test_pipeline.py tests
 def test_a_finished_run_ends_at_once(whole: Run, capsys: pytest.CaptureFixture[str]) -> None:
     again = whole.again(whole.run_dir, verbose=1)
     said = capsys.readouterr().out
@@ -378,6 +379,7 @@ def test_a_list_of_outputs_has_labels_in_its_order(
     assert alone["parity_accuracy"][-1] > 0.6
 
 
+@pytest.mark.slow  # a whole run
 def test_an_output_without_labels_is_certified_by_agreement(
     teacher: Any, digits: tuple[Array, Array], tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_killed_at_many_moments_it_ends_in_the_same_bits(
     _assert_same(uninterrupted, run_dir)
 
 
+@pytest.mark.slow  # a whole run
 def test_a_changed_setting_runs_its_stage_and_those_below_again(
     uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,7 @@ def _images_of(stored: Stored) -> np.ndarray:
 # --- killed; other writers
 
 
+@pytest.mark.slow  # a process that is killed
 def test_killed_it_asks_about_the_rest_only(augmented: Stored, tmp_path: Path) -> None:
     path, seen = tmp_path / "targets", tmp_path / "seen"
     process = _start("store", path, seen, 0, 1, 0.2)

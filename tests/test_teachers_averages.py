@@ -314,6 +314,7 @@ def weights_of(run_dir: Path) -> dict[str, list[Any]]:
     return found
 
 
+@pytest.mark.slow  # a whole run
 def test_in_a_pipeline_it_teaches_in_every_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
