@@ -12,7 +12,7 @@ the fast ones and the plain ones, are apart on the same file. Beside it stands w
 quantizes the same model.
 
 Each model is a process of its own, of which the result is kept, so that the command can be
-interrupted. Takes about two hours; prints the table of `docs/coverage.md`.
+interrupted. Takes about two hours; prints the table of `benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
