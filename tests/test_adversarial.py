@@ -216,6 +216,7 @@ def test_every_way_of_running_is_the_same(way: str, two_replicas: Any) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow  # its steps are compared above
 def test_a_student_learns_to_withstand_it() -> None:
     """Two classes, 0.6 apart in one input and 0.1 in each of 20 others."""
     rng = np.random.default_rng(0)

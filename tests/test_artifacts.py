@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from quick import only
 
 import tfdistill as td
 from tfdistill._keras import tf, tf_keras
@@ -165,13 +167,12 @@ def _damage(path: Path) -> None:
     inside.write_bytes(inside.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("damage", [_remove, _damage])
+_DAMAGES = [*itertools.product(_PLACES, (_remove, _damage))]
+
+
 @pytest.mark.parametrize(
-    "format",
-    [
-        pytest.param(format, marks=[pytest.mark.slow] if format in ("int4", "keras") else [])
-        for format in _PLACES
-    ],
+    ("format", "damage"),
+    only(("float32", _damage), ("savedmodel", _remove), of=_DAMAGES, several=True),
 )
 def test_an_artifact_of_any_kind_is_made_again(
     digits: tuple[np.ndarray, np.ndarray],

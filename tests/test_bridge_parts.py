@@ -17,6 +17,7 @@ from crossings import (
     randomize,
     snapshot,
 )
+from quick import only
 from test_bridge_layers import CASES
 
 from tfdistill import bridge
@@ -192,7 +193,14 @@ def without_shapes(config: Any) -> Any:
     return [without_shapes(one) for one in config] if isinstance(config, list | tuple) else config
 
 
-@pytest.mark.parametrize("name", PARTS)
+_LIKE_OTHERS = (
+    *("attention over an image", "LSTM with states", "GRU of the first kind", "StackedRNNCells"),
+    *("Bidirectional", "two directions with states", "two directions of their own"),
+    *("ConvLSTM1D", "ConvLSTM3D"),
+)
+
+
+@pytest.mark.parametrize("name", only(*(PARTS.keys() - {*_LIKE_OTHERS}), of=PARTS))
 def test_layer_with_parts_or_states_crosses_and_comes_back(name: str) -> None:
     original = PARTS[name]()
     layer = original.layers[-1]

@@ -575,7 +575,7 @@ def test_projections_that_do_not_fit_are_left_out() -> None:
 @pytest.mark.parametrize(
     "way",
     [
-        {"jit_compile": True},
+        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),  # test_schedules.py has one
         {"run_eagerly": True},
         pytest.param({"steps_per_execution": 2}, marks=pytest.mark.slow),
     ],

@@ -292,9 +292,10 @@ def _sequence_model(layer: Any) -> Any:
             "HARD_SWISH in layer `swish`",
         ),
         (lambda: _image_model(LAYERS.PReLU(name="leak")), "PRELU in layer `leak`"),
-        (
+        pytest.param(
             lambda: _sequence_model(LAYERS.LSTM(4, name="memory")),
             "UNIDIRECTIONAL_SEQUENCE_LSTM in layer `memory`",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -212,10 +212,10 @@ _Make = Callable[[Any], list[Any]]
     [
         lambda k: [k.Conv2D(4, 3, name="kernel"), k.ReLU()],
         lambda k: [k.Conv2D(4, 3, name="kernel"), k.BatchNormalization(), k.ReLU()],
-        lambda k: [k.Dense(4, name="kernel"), k.ReLU()],
         *(
             pytest.param(make, marks=pytest.mark.slow)  # much like these
             for make in (
+                lambda k: [k.Dense(4, name="kernel"), k.ReLU()],
                 lambda k: [k.Conv2D(4, 3, name="kernel"), k.Activation("relu")],
                 lambda k: [k.Conv2D(4, 3, activation="relu", name="kernel")],
                 lambda k: [k.DepthwiseConv2D(3, name="kernel"), k.ReLU(6.0)],

@@ -206,6 +206,7 @@ with tempfile.TemporaryDirectory() as run_dir:
 """
 
 
+@pytest.mark.slow  # a whole run; test_pipeline.py looks after its own
 def test_a_whole_pipeline_changes_them_neither(seen: Look) -> None:
     expected = seen("without", Case("tensorflow", None))
     assert run(PIPELINE + LOOK, None) == expected

@@ -76,6 +76,7 @@ def test_layer_costs_what_its_formula_says(name: str, library: Any) -> None:
     assert cost.multiply_accumulates == expected
 
 
+@pytest.mark.slow  # each formula alone is tested above
 def test_file_costs_what_all_formulas_say() -> None:
     inputs = [tf_keras.Input(shape) for _, shape, _ in FORMULAS.values()]
     layers = [make(tf_keras.layers) for make, _, _ in FORMULAS.values()]

@@ -176,6 +176,7 @@ def test_a_pruned_student_learns_the_same(kind: str) -> None:
     assert np.mean(stripped.get_layer(plan.pruned[1]).get_weights()[0] == 0) > 0.4
 
 
+@pytest.mark.slow  # as those that are pruned
 @kinds(quick="texts")
 def test_a_quantized_student_learns_nearly_the_same(kind: str) -> None:
     student = student_of(kind)

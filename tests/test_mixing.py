@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from formulas import Array, log_probabilities, soft_targets
 from networks import convolutional, encoder, examples, logits_of, perceptron
+from quick import only
 from scipy import stats
 
 import tfdistill as td
@@ -205,13 +206,12 @@ def test_losses_are_the_closed_form(weighted: bool) -> None:
     assert logs["loss"] == pytest.approx(total, rel=1e-5)
 
 
-_QUICK = (("adversarial", "one-hot", "cutmix"), ("plain", "numbers", "mixup"))
 _STEPS = itertools.product(("adversarial", "plain"), ("numbers", "one-hot"), ("cutmix", "mixup"))
 
 
 @pytest.mark.parametrize(
     ("inputs_are", "form", "kind"),
-    [pytest.param(*of, marks=[] if of in _QUICK else [pytest.mark.slow]) for of in _STEPS],
+    only(("adversarial", "one-hot", "cutmix"), of=_STEPS, several=True),
 )
 def test_a_step_is_that_of_the_mixed_batch_with_soft_labels(
     inputs_are: str, form: str, kind: str

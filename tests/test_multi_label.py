@@ -312,6 +312,7 @@ def test_the_label_loss_is_the_mean_cross_entropy_of_each_label(activation: str)
 # --- several outputs ---
 
 
+@pytest.mark.slow  # a whole run
 def test_labels_beside_classes(several: Run) -> None:
     said = {n: np.asarray(each) for n, each in several.result.student(several.images).items()}
     right = {

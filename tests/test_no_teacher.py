@@ -173,6 +173,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return result, run_dir
 
 
+@pytest.mark.slow  # a whole run
 def test_every_stage_works_and_the_report_has_no_teacher(whole: tuple[Any, Path]) -> None:
     result, run_dir = whole
     histories = result.report.histories

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import tfdistill as td
-from tfdistill._keras import keras, tf_keras
+from tfdistill._keras import keras, tf, tf_keras
 
 _ANY = td.Limits(max_accuracy_drop=1.0, min_agreement=0.0)
 
@@ -55,6 +56,7 @@ def whole(
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
     keras.utils.set_random_seed(1)
     student = _student(activation="softmax")
+    meanings = tf.keras.Model, tf.compat.v1.keras.Model, dict(os.environ)
     before = [np.array(weight) for weight in (*student.get_weights(), *teacher.get_weights())]
     pipeline = td.Pipeline(
         distillation=td.Distillation(epochs=8, learning_rate=1e-2),
@@ -70,6 +72,7 @@ def whole(
     result = pipeline.run(
         student, teacher, train, validation=test, test=test, run_dir=run_dir, verbose=0
     )
+    assert meanings == (tf.keras.Model, tf.compat.v1.keras.Model, dict(os.environ))
     after = [*student.get_weights(), *teacher.get_weights()]
     for ours, theirs in zip(before, after, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -174,6 +177,7 @@ def test_beyond_its_limits_it_raises_after_writing_the_report(
     assert [row["certified"] for row in report["rows"] if row["name"] == "int8"] == [False]
 
 
+@pytest.mark.slow  # a whole run
 def test_without_labels_the_teacher_is_enough(
     teacher: Any, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:

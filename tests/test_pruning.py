@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from quick import only
 
 from tfdistill._keras import tf, tf_keras, tfmot
 from tfdistill.distiller import Distiller
@@ -265,7 +266,7 @@ def test_pruned_kernels_have_the_pattern(pruning: Pruning) -> None:
         np.testing.assert_array_equal(weight, before)
 
 
-@pytest.mark.parametrize("shape", [(4, 8), (16, 1), (1, 16)])
+@pytest.mark.parametrize("shape", only((16, 1), of=[(4, 8), (16, 1), (1, 16)]))
 def test_blocks_of_a_matrix_one_block_high_or_wide(shape: tuple[int, int]) -> None:
     """tfmot's own block pruning fails here: it squeezes the axis away."""
     size = (4, 1) if shape[0] > 1 else (1, 4)

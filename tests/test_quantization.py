@@ -533,7 +533,7 @@ def remembering(inputs: Any) -> Any:
 @pytest.mark.parametrize(
     ("body", "skip", "reason"),
     [
-        (attending, ["apart"], "named in `skip`"),
+        pytest.param(attending, ["apart"], "named in `skip`", marks=pytest.mark.slow),
         (
             lambda x: attending(x, kernel_constraint="max_norm"),
             [],

@@ -109,6 +109,7 @@ def test_a_mask_of_the_call_counts_too() -> None:
     np.testing.assert_array_equal(said.masks["attention:scores"][:, 0], given[1])
 
 
+@pytest.mark.slow  # as a student in float
 @pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_quantized_student_has_its_scores(causal: bool) -> None:
     numbers = sentences()

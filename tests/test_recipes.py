@@ -133,7 +133,11 @@ def test_the_demo_is_a_function_first() -> None:
         (["--teacher-seed", "4294967296"], "`teacher_seed` must be below 2**32."),
         (["--teacher", "teacher.h5"], "The teacher's file must end in .keras"),
         (["--pruning-skip", "conv99"], "`conv99` must be a layer of the student."),
-        (["--export-label-names", "a", "b"], "`label_names` must be 10 names"),
+        pytest.param(
+            ["--export-label-names", "a", "b"],
+            "`label_names` must be 10 names",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["--run-dir", "notes/a.txt/run"],
             "`notes/a.txt/run` must be readable and writable.",
@@ -166,7 +170,11 @@ def test_what_the_run_would_refuse_is_refused_before_the_teacher_is_trained(
     [
         (["--seed", "4294967296"], "`seed` must be below 2**32."),
         (["--run-dir", "notes/a.txt/run"], "`notes/a.txt/run` must be readable and writable."),
-        (["--run-dir", "notes"], "`run_dir` must be empty or hold a run of this library."),
+        pytest.param(
+            ["--run-dir", "notes"],
+            "`run_dir` must be empty or hold a run of this library.",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_so_does_the_demo(
@@ -249,6 +257,7 @@ def test_a_teacher_is_taken_for_what_it_was_trained_with(
     )
 
 
+@pytest.mark.slow  # several trainings
 def test_an_interrupted_teacher_goes_on_unless_it_is_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

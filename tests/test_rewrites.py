@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
+from quick import only
 
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.bridge import to_keras3, to_tf_keras
@@ -213,21 +214,8 @@ IN_8_BITS: dict[str, Body] = {
 }
 
 
-# The quick tests leave out what is much like another.
-_ALIKE = (
-    *("rescaling by channel", "after concatenation", "strides over time", "joined over time"),
-    *("larger over time", "product of three", "groups", "larger images", "squeeze"),
-    *("hard sigmoid of tf_keras", "depthwise over time", "images at each step"),
-    *("after two readers", "after dense", "over past time", "separable over time", "frames"),
-    *("swish in a layer", "hard sigmoid", "sum of three", "steps of steps", "separable"),
-    *("squeeze, hard", "after transposed", "a model at each step", "over time"),
-    *("after a sum", "gelu in a layer", "normalization", "dense at each step"),
-)
-
-
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in _ALIKE else []) for name in IN_8_BITS],
+    "name", only("rescaling", "free normalization", "hard swish", of=IN_8_BITS)
 )
 def test_it_is_all_in_8_bits(name: str, tmp_path: Path) -> None:
     model = of_images(IN_8_BITS[name])
@@ -297,22 +285,8 @@ TEXT: dict[str, tuple[Body, dict[str, str]]] = {
     ),
 }
 
-_TEXT_ALIKE = (
-    "both ways",
-    "GRU",
-    "LSTM",
-    "both ways, averaged",
-    "simple",
-    "causal",
-    "encoder",
-    "masked",
-)  # much like the others
 
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in _TEXT_ALIKE else []) for name in TEXT],
-)
+@pytest.mark.parametrize("name", only("attention", of=TEXT))
 def test_texts_multiply_in_8_bits_alone(name: str, tmp_path: Path) -> None:
     body, left_float = TEXT[name]
     quantized = quantize(of_words(body), Quantization(), sparse=False)
@@ -471,9 +445,10 @@ def test_a_skipped_layer_still_reads_its_mask(skip: str) -> None:
     np.testing.assert_allclose(rewritten(words), model(words), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", ["after a sum", "after dense", "over time", "squeeze, hard", "frames"]
-)
+_TRAINED = ("after dense", "over time", "squeeze, hard", "after a sum", "frames")
+
+
+@pytest.mark.parametrize("name", only(*_TRAINED[:3], of=_TRAINED))
 def test_training_is_the_same(name: str) -> None:
     """One step of SGD with batch statistics ends in the same weights."""
     model = of_images(IN_8_BITS[name])
@@ -510,7 +485,7 @@ REGULARIZED: dict[str, Body] = {
 }
 
 
-@pytest.mark.parametrize("name", REGULARIZED)
+@pytest.mark.parametrize("name", only("separable", "attention", "outputs of gates", of=REGULARIZED))
 def test_what_regularizers_add_to_the_loss_is_the_same(name: str) -> None:
     model = of_words(lambda w: L.Flatten()(REGULARIZED[name](w)))
     rewritten = rewrite(model).model
@@ -589,6 +564,7 @@ def test_a_wrong_rewrite_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         rewrite(model)
 
 
+@pytest.mark.slow  # merge_mode in test_bridge_parts.py
 @pytest.mark.parametrize(
     "mode", ["concat", *(pytest.param(m, marks=pytest.mark.slow) for m in ("sum", "mul", "ave"))]
 )
@@ -779,19 +755,7 @@ ALONE: dict[str, Body] = {
 }
 
 
-_ALIKE_ALONE = ("attention", "cumulative", "images", "penalized", "states")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=[pytest.mark.slow] if name in _ALIKE_ALONE else [],
-        )
-        for name in ALONE
-    ],
-)
+@pytest.mark.parametrize("name", only("constant", of=ALONE))
 def test_what_stands_behind_a_layer_that_tfmot_cannot_wrap_is_in_8_bits(
     name: str, tmp_path: Path
 ) -> None:

@@ -218,7 +218,12 @@ def changing(student: Any = None, **settings: Any) -> Any:
 
 @pytest.mark.parametrize(
     "way",
-    [{}, {"run_eagerly": True}, {"steps_per_execution": 3}, {"jit_compile": True}],
+    [
+        {},
+        {"run_eagerly": True},
+        pytest.param({"steps_per_execution": 3}, marks=pytest.mark.slow),
+        {"jit_compile": True},
+    ],
     ids=["traced", "eager", "steps_per_execution", "jit_compile"],
 )
 def test_each_step_has_its_own_numbers(

@@ -18,6 +18,7 @@ from networks import (
     wide,
     with_random_weights,
 )
+from quick import only
 
 import tfdistill as td
 from tfdistill import losses
@@ -378,9 +379,7 @@ def test_names_of_one_output_may_be_given_all_the_same() -> None:
     assert "accuracy" in plain
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param("jit", marks=pytest.mark.slow), "eager", "adversarial"]
-)
+@pytest.mark.parametrize("way", only("eager", of=["jit", "eager", "adversarial"]))
 def test_every_way_of_running_is_the_same_training(way: str) -> None:
     inputs, labels, _ = data()
     more: dict[str, Any] = {}
@@ -396,6 +395,7 @@ def test_every_way_of_running_is_the_same_training(way: str) -> None:
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow  # as test_adversarial.py of one output
 def test_adversarial_examples_are_those_of_all_outputs() -> None:
     inputs, labels, _ = data()
     distiller = distiller_of(adversarial=td.Adversarial(0.1, weight=0.5))
@@ -542,6 +542,7 @@ def test_losses_of_labels_and_exits_read_those_of_their_output() -> None:
         silent.fit(inputs, without, verbose=0)
 
 
+@pytest.mark.slow  # as test_losses_layers.py of one output
 @pytest.mark.parametrize("stage", [pytest.param("pruned", marks=pytest.mark.slow), "quantized"])
 def test_a_student_inside_of_tfmots_wrappers_learns_all_outputs(stage: str) -> None:
     inputs, labels, _ = data(60)
@@ -631,7 +632,7 @@ TEACHERS: dict[str, Callable[[Path, Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", TEACHERS)
+@pytest.mark.parametrize("kind", only("model", "NumPy", "probabilities", "list", of=TEACHERS))
 def test_every_kind_of_teacher_says_all_outputs(kind: str, tmp_path: Path) -> None:
     inputs, *_ = data()
     teacher = as_teacher(TEACHERS[kind](tmp_path, teacher_of()), two_headed())
@@ -643,7 +644,7 @@ def test_every_kind_of_teacher_says_all_outputs(kind: str, tmp_path: Path) -> No
         assert teacher.shapes.of(name).logits == expected.shape[1:]
 
 
-@pytest.mark.parametrize("kind", ["function", "NumPy"])
+@pytest.mark.parametrize("kind", only("NumPy", of=["function", "NumPy"]))
 def test_a_function_of_all_outputs_is_asked_in_every_step(kind: str, tmp_path: Path) -> None:
     inputs, labels, _ = data()
     taught = {"digit": DIGIT, "parity": PARITY[:1]}
@@ -676,7 +677,10 @@ def test_probabilities_of_several_outputs_are_read_as_logits() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "tolerance"),
-    [({"dtype": "float32"}, 1e-6), ({"top_k": 2, "temperatures": (2.0,)}, 0.2)],
+    [
+        pytest.param({"dtype": "float32"}, 1e-6, marks=pytest.mark.slow),
+        ({"top_k": 2, "temperatures": (2.0,)}, 0.2),
+    ],
     ids=["all", "top-k"],
 )
 def test_stored_targets_of_all_outputs_teach_as_the_teacher_does(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from networks import STEPS, examples, perceptron, wide, with_random_weights
+from quick import only
 
 import tfdistill as td
 from tfdistill import losses
@@ -175,7 +176,7 @@ def ranges_of(model: Any, *, of_kernels: bool) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("whose", QUANTIZED)
+@pytest.mark.parametrize("whose", only("ours", of=QUANTIZED))
 def test_the_average_of_a_quantized_student_is_rounded_anew(whose: str) -> None:
     """Its kernels, which become smaller, in ranges of its own; the rest in the student's."""
     inputs, labels, _ = examples(40)

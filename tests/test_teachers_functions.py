@@ -83,6 +83,7 @@ def test_logits_are_the_functions() -> None:
     assert (teacher.shapes.logits, teacher.note) == ((3,), "")
 
 
+@pytest.mark.slow  # the other tests ask functions in single steps
 def test_training_is_that_of_the_same_model(two_replicas: Any) -> None:
     """17 examples in batches of 8: on two replicas the last batch leaves one without any."""
     inputs, labels, _ = examples(17)
@@ -319,6 +320,7 @@ def test_failure_on_a_replica_is_named_with_the_global_batch(two_replicas: Any) 
     assert type(raised.value.__cause__) is ConnectionError
 
 
+@pytest.mark.slow  # much like the others
 def test_other_errors_stay_what_they_are() -> None:
     class Stop(tf_keras.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -359,6 +361,7 @@ def test_failure_outside_of_training_is_named_with_its_examples(traced: bool) ->
         ask(tf.constant(inputs[5:10]))
 
 
+@pytest.mark.slow  # as fit does
 def test_pipeline_raises_the_failure(tmp_path: Path) -> None:
     """In training, and where the teacher is held against the test set."""
     inputs, labels, _ = examples(20)

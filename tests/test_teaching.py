@@ -131,6 +131,7 @@ def _random() -> Any:
     return shuffled_pictures().map(lambda x, y: (x + tf.random.uniform([]), y))
 
 
+@pytest.mark.slow  # a whole run
 def test_a_pipeline_goes_on_live_with_random_data(tmp_path: Path) -> None:
     _, note = _run(tmp_path / "run", Remembering(), _random())
     why = "the training data have other values each time they are read"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from formulas import Array, decoupled_kd, log_probabilities, soft_targets
 from networks import examples, logits_of, perceptron, with_random_weights
+from quick import only
 from targets_process import Remembering, pictures
 
 import tfdistill as td
@@ -81,7 +82,7 @@ def expected_logs(inputs: Array, labels: Array, sample_weight: Array) -> dict[st
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", only("-1", "rows of 0", "NaN", "-1 in a column", of=KINDS))
 def test_rows_without_labels_learn_from_the_teacher_alone(kind: str) -> None:
     inputs, labels, sample_weight = examples(classes=3)
     unlabelled, given, loss = marked(labels)[kind]
@@ -300,6 +301,7 @@ def test_without_the_setting_a_mark_is_no_label() -> None:
 # --- in a pipeline ---
 
 
+@pytest.mark.slow  # a whole run
 @pytest.mark.parametrize(
     "mark", [-1, pytest.param(0, marks=pytest.mark.slow)], ids=["class numbers", "one-hot"]
 )
