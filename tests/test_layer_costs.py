@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from quick import only
 
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import ConversionError, ModelError
@@ -74,6 +76,194 @@ def test_layer_costs_what_its_formula_says(name: str, library: Any) -> None:
     make, shape, expected = FORMULAS[name]
     (cost,) = layer_costs(model_of(library, make, shape))
     assert cost.multiply_accumulates == expected
+
+
+def out(size: int, kernel: int, stride: int = 1) -> int:
+    """Places of a kernel along an axis, without padding."""
+    return (size - kernel) // stride + 1
+
+
+def product(*sizes: int) -> int:
+    return math.prod(sizes)
+
+
+def gates(count: int, inputs: int, units: int) -> int:
+    """One step of a recurrent layer: both kernels meet their vectors once."""
+    return count * units * (inputs + units)
+
+
+def lstm_of_images(filters: int, *shape: int) -> int:
+    """3 wide along each axis: of the input at the places it fits, of the state at all of them."""
+    steps, *axes, channels = shape
+    places = product(*(out(size, 3) for size in axes))
+    return steps * places * 3 ** len(axes) * 4 * filters * (channels + filters)
+
+
+# Three shapes of one rank for each layer with a kernel, and the count for any such shape.
+SHAPES = {
+    1: [(5,), (8,), (3,)],
+    2: [(9, 5), (7, 2), (4, 6)],
+    3: [(13, 11, 5), (6, 9, 2), (8, 8, 4)],
+    4: [(5, 6, 7, 2), (4, 4, 4, 3), (6, 3, 5, 1)],
+    5: [(2, 4, 5, 3, 2), (3, 3, 3, 3, 1), (1, 4, 4, 4, 3)],
+}
+_Count = Callable[..., int]
+WITH_KERNELS: dict[str, tuple[int, Layer, _Count]] = {
+    "Dense": (1, lambda k: k.Dense(7), lambda c: 7 * c),
+    "Dense of rank 3": (2, lambda k: k.Dense(7), lambda t, c: 7 * t * c),
+    "EinsumDense": (2, lambda k: k.EinsumDense("abc,cd->abd", (None, 7)), lambda t, c: 7 * t * c),
+    "Embedding": (1, lambda k: k.Embedding(9, 4), lambda t: 0),
+    "Conv1D": (2, lambda k: k.Conv1D(4, 3), lambda t, c: out(t, 3) * 4 * 3 * c),
+    "Conv2D": (
+        3,
+        lambda k: k.Conv2D(4, (3, 2), strides=2),
+        lambda h, w, c: out(h, 3, 2) * out(w, 2, 2) * 4 * 6 * c,
+    ),
+    "Conv3D": (
+        4,
+        lambda k: k.Conv3D(4, 3),
+        lambda d, h, w, c: out(d, 3) * out(h, 3) * out(w, 3) * 4 * 27 * c,
+    ),
+    "DepthwiseConv1D": (
+        2,
+        lambda k: k.DepthwiseConv1D(3, depth_multiplier=2),
+        lambda t, c: out(t, 3) * 3 * 2 * c,
+    ),
+    "DepthwiseConv2D": (
+        3,
+        lambda k: k.DepthwiseConv2D(3, depth_multiplier=2),
+        lambda h, w, c: out(h, 3) * out(w, 3) * 9 * 2 * c,
+    ),
+    "SeparableConv1D": (
+        2,
+        lambda k: k.SeparableConv1D(4, 3, depth_multiplier=2),
+        lambda t, c: out(t, 3) * 2 * c * (3 + 4),
+    ),
+    "SeparableConv2D": (
+        3,
+        lambda k: k.SeparableConv2D(4, 3),
+        lambda h, w, c: out(h, 3) * out(w, 3) * c * (9 + 4),
+    ),
+    "Conv1DTranspose": (2, lambda k: k.Conv1DTranspose(4, 3, 2), lambda t, c: t * c * 3 * 4),
+    "Conv2DTranspose": (
+        3,
+        lambda k: k.Conv2DTranspose(4, 3, 2),
+        lambda h, w, c: h * w * c * 9 * 4,
+    ),
+    "Conv3DTranspose": (
+        4,
+        lambda k: k.Conv3DTranspose(4, 3, 2),
+        lambda d, h, w, c: d * h * w * c * 27 * 4,
+    ),
+    "LSTM": (2, lambda k: k.LSTM(6), lambda t, c: t * gates(4, c, 6)),
+    "GRU": (2, lambda k: k.GRU(6), lambda t, c: t * gates(3, c, 6)),
+    "GRU, reset before": (
+        2,
+        lambda k: k.GRU(6, reset_after=False),
+        lambda t, c: t * gates(3, c, 6),
+    ),
+    "SimpleRNN": (2, lambda k: k.SimpleRNN(6), lambda t, c: t * gates(1, c, 6)),
+    "SimpleRNN, unrolled": (
+        2,
+        lambda k: k.SimpleRNN(6, unroll=True),
+        lambda t, c: t * gates(1, c, 6),
+    ),
+    "RNN of two cells": (
+        2,
+        lambda k: k.RNN([k.LSTMCell(6), k.GRUCell(3)]),
+        lambda t, c: t * (gates(4, c, 6) + gates(3, 6, 3)),
+    ),
+    "Bidirectional": (
+        2,
+        lambda k: k.Bidirectional(k.LSTM(6, return_sequences=True)),
+        lambda t, c: 2 * t * gates(4, c, 6),
+    ),
+    "ConvLSTM1D": (3, lambda k: k.ConvLSTM1D(4, 3), partial(lstm_of_images, 4)),
+    "ConvLSTM2D": (4, lambda k: k.ConvLSTM2D(4, 3), partial(lstm_of_images, 4)),
+    "ConvLSTM3D": (5, lambda k: k.ConvLSTM3D(4, 3), partial(lstm_of_images, 4)),
+    "ConvLSTM2D, large": (  # its first state is made with a kernel of over 1000 zeros
+        4,
+        lambda k: k.ConvLSTM2D(128, 3),
+        partial(lstm_of_images, 128),
+    ),
+    "TimeDistributed(Dense)": (
+        2,
+        lambda k: k.TimeDistributed(k.Dense(7)),
+        lambda t, c: 7 * t * c,
+    ),
+    "TimeDistributed(Conv2D)": (
+        4,
+        lambda k: k.TimeDistributed(k.Conv2D(4, 3)),
+        lambda t, h, w, c: t * out(h, 3) * out(w, 3) * 4 * 9 * c,
+    ),
+    "TimeDistributed(LSTM)": (
+        3,
+        lambda k: k.TimeDistributed(k.LSTM(5)),
+        lambda s, t, c: s * t * gates(4, c, 5),
+    ),
+    "TimeDistributed(Bidirectional(GRU))": (
+        3,
+        lambda k: k.TimeDistributed(k.Bidirectional(k.GRU(5))),
+        lambda s, t, c: 2 * s * t * gates(3, c, 5),
+    ),
+    "TimeDistributed(TimeDistributed(LSTM))": (
+        4,
+        lambda k: k.TimeDistributed(k.TimeDistributed(k.LSTM(5))),
+        lambda r, s, t, c: r * s * t * gates(4, c, 5),
+    ),
+}
+OF_TF_KERAS = {  # Keras 3 has them no more
+    "LocallyConnected1D": (
+        2,
+        lambda k: k.LocallyConnected1D(4, 3),
+        lambda t, c: out(t, 3) * 4 * 3 * c,
+    ),
+    "LocallyConnected2D": (
+        3,
+        lambda k: k.LocallyConnected2D(4, 3),
+        lambda h, w, c: out(h, 3) * out(w, 3) * 4 * 9 * c,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    only(
+        *((library, name) for library in (keras, tf_keras) for name in ("Conv2D", "ConvLSTM2D")),
+        *((library, "TimeDistributed(LSTM)") for library in (keras, tf_keras)),
+        of=[
+            *((library, name) for library in (keras, tf_keras) for name in WITH_KERNELS),
+            *((tf_keras, name) for name in OF_TF_KERAS),
+        ],
+        several=True,
+    ),
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_layer_with_a_kernel_costs_what_its_formula_says_of_any_shape(
+    library: Any, name: str
+) -> None:
+    rank, make, count = {**WITH_KERNELS, **OF_TF_KERAS}[name]
+    for shape in SHAPES[rank]:
+        (cost,) = layer_costs(model_of(library, make, shape))
+        assert cost.multiply_accumulates == count(*shape), shape
+
+
+@LIBRARIES
+def test_first_state_that_is_given_is_no_list_of_steps(library: Any) -> None:
+    layers = library.layers
+    inputs, state = library.Input((7, 5)), library.Input((6,))
+    outputs = layers.GRU(6, name="gru")(inputs, initial_state=state)
+    (cost,) = layer_costs(library.Model([inputs, state], outputs))
+    assert cost.multiply_accumulates == 7 * gates(3, 5, 6)
+
+
+@LIBRARIES
+def test_mask_does_not_change_what_a_step_costs(library: Any) -> None:
+    layers = library.layers
+    inputs = library.Input((7,), dtype="int32")
+    hidden = layers.Embedding(9, 5, mask_zero=True)(inputs)
+    costs = layer_costs(library.Model(inputs, layers.GRU(6, name="gru")(hidden)))
+    assert {c.name: c.multiply_accumulates for c in costs}["gru"] == 7 * gates(3, 5, 6)
 
 
 @pytest.mark.slow  # each formula alone is tested above

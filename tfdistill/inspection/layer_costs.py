@@ -25,12 +25,13 @@ __all__ = ["LayerCost", "layer_costs"]
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _LOOPS = ("While", "StatelessWhile")
 _CONDITIONS = ("If", "StatelessIf", "Case", "StatelessCase")
-# A layer that loops over its input's axis 1, the steps.
+# Layers whose loops run once for each step that they read. Convolutional ones are RNNs, too.
 _STEPPING = tuple(
     getattr(library.layers, name)
     for library in (keras, tf_keras)
-    for name in ("RNN", "Bidirectional", "TimeDistributed", "ConvLSTM1D", "ConvLSTM2D")
+    for name in ("RNN", "Bidirectional", "TimeDistributed")
 )
+_SAME_VALUES = ("ExpandDims", "Identity", "Reshape")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def layer_costs(model: Any) -> list[LayerCost]:
     found = []
     for leaf in leaves:
         of_layer = uses.get(key_of(leaf.layer, leaf.node), [])
-        counts = [nodes.count(use.nodes, use.steps) for use in of_layer]
+        stepping = isinstance(leaf.layer, _STEPPING)
+        counts = [nodes.count(use.nodes, stepping=stepping) for use in of_layer]
         known = [count for count in counts if count is not None]
         found.append(
             LayerCost(
@@ -105,7 +107,6 @@ class _Use:
 
     nodes: set[str]
     output_shape: tuple[int | None, ...]
-    steps: int | None
 
 
 def _trace(graph: Any) -> tuple[_Nodes, dict[int, list[_Use]]]:
@@ -119,8 +120,7 @@ def _trace(graph: Any) -> tuple[_Nodes, dict[int, list[_Use]]]:
         before = len(operations())
         outputs = layer(*args, **kwargs)
         made = {operation.name for operation in operations()[before:]}
-        use = _Use(made, _shape_of(outputs), _steps(layer, args, kwargs))
-        uses.setdefault(key_of(layer, node), []).append(use)
+        uses.setdefault(key_of(layer, node), []).append(_Use(made, _shape_of(outputs)))
         return outputs
 
     def run(*inputs: Any) -> Any:
@@ -142,15 +142,6 @@ def _shape_of(outputs: Any) -> tuple[int | None, ...]:
     if shape is None or shape.rank is None:
         return ()
     return (None, *shape[1:]) if len(shape) else ()
-
-
-def _steps(layer: Any, args: Any, kwargs: Any) -> int | None:
-    """How often the loop of a recurrent layer runs."""
-    if not isinstance(layer, _STEPPING):
-        return None
-    inputs = tf.nest.flatten((args, kwargs))[0]
-    size = inputs.shape[1]
-    return None if size is None else int(size)
 
 
 @dataclass
@@ -198,37 +189,60 @@ class _Nodes:
                 output = _node_of(inner.by_name[output].input[0]) if passes_on else ""
         return inner
 
-    def count(self, names: set[str], steps: int | None) -> int | None:
+    def count(self, names: set[str], *, stepping: bool) -> int | None:
         """Multiply-accumulates of those nodes that the outputs need.
 
         Args:
             names: The nodes.
-            steps: How often a loop among them runs, where known.
+            stepping: Whether each loop among them, also one in another, runs once for each step
+                that it reads; else it is not known how often one runs.
         """
-        counts = [self._count(self.by_name[name], steps) for name in names & self.needed]
+        counts = [self._count(self.by_name[name], stepping) for name in names & self.needed]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
-    def _count(self, node: Any, steps: int | None) -> int | None:
+    def _count(self, node: Any, stepping: bool) -> int | None:
         if node.op in _CALLS:
-            return self._inside(node.attr["f"].func.name, node.input, node, steps)
+            return self._inside(node.attr["f"].func.name, node.input, node, stepping)
         if node.op in _LOOPS:
-            inside = self._inside(node.attr["body"].func.name, node.input, node, steps)
-            return 0 if inside == 0 else _product([inside, steps])
+            inside = self._inside(node.attr["body"].func.name, node.input, node, stepping)
+            return 0 if inside == 0 else _product([inside, self._steps(node) if stepping else None])
         if node.op in _CONDITIONS:
             names = [node.attr[key].func.name for key in ("then_branch", "else_branch")]
             names += [each.name for each in node.attr["branches"].list.func]
             inputs = node.input[1:]  # the first one decides
-            counts = {self._inside(name, inputs, node, steps) for name in names if name}
+            counts = {self._inside(name, inputs, node, stepping) for name in names if name}
             return counts.pop() if len(counts) == 1 else None
         count = _COUNTS.get(node.op)
         return count(self, node) if count else 0
 
     def _inside(
-        self, function: str, inputs: Sequence[str], node: Any, steps: int | None
+        self, function: str, inputs: Sequence[str], node: Any, stepping: bool
     ) -> int | None:
         inner = self._function(function, inputs, node)
-        return inner.count(set(inner.by_name), steps)
+        return inner.count(set(inner.by_name), stepping=stepping)
+
+    def _steps(self, loop: Any) -> int | None:
+        """How many steps a loop reads: as long are the lists of them that it is given."""
+        found = set()
+        for tensor in loop.input:
+            maker = self.by_name.get(_node_of(tensor))
+            if maker is not None and maker.op == "TensorListFromTensor":
+                found.update((self.input(maker, 0) or [None])[:1])
+        known = found - {None}
+        return known.pop() if len(known) == 1 else None
+
+    def is_zero(self, tensor: str) -> bool:
+        """Whether a tensor is a constant of zeros."""
+        node = self.by_name.get(_node_of(tensor))
+        while node is not None and node.op in (*_SAME_VALUES, "Fill"):
+            filled = node.input[1 if node.op == "Fill" else 0]
+            node = self.by_name.get(_node_of(filled))
+        return (
+            node is not None
+            and node.op == "Const"
+            and not tf.make_ndarray(node.attr["value"].tensor).any()
+        )
 
     def made(self, node: Any) -> list[int | None] | None:
         """Shape of a node's output; of a dilated convolution, after its batches are put back."""
@@ -279,6 +293,8 @@ def _product(sizes: list[int | None]) -> int | None:
 
 
 def _convolution(nodes: _Nodes, node: Any) -> int | None:
+    if nodes.is_zero(node.input[1]):
+        return 0  # that is how a ConvLSTM of tf_keras makes its first state
     made, kernel = nodes.made(node), nodes.input(node, 1)
     if made is None or kernel is None:
         return None
