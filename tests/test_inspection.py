@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tfdistill as td
@@ -294,6 +295,34 @@ def test_open_shape_fails_and_leaves_the_count_open() -> None:
     assert "fixed shape" in finding(found, "dynamic_shape").message
     assert finding(found, "unknown_macs").layers == ("convolution",)
     assert (found.status, found.multiply_accumulates, found.sizes) == ("fail", None, {})
+
+
+@pytest.mark.parametrize(
+    ("library", "value"), [(keras, np.nan), (tf_keras, -np.inf)], ids=["keras", "tf_keras"]
+)
+def test_weights_that_are_not_finite_fail_with_their_layers(library: Any, value: float) -> None:
+    layers = library.layers
+    inner = library.Sequential([library.Input((8,)), layers.Dense(6, name="inside")], name="part")
+    model = dense(library, inner, layers.BatchNormalization(name="normalized"))
+    for layer in (inner.layers[-1], model.get_layer("normalized")):
+        weights = layer.get_weights()
+        weights[-1][1] = value
+        layer.set_weights(weights)
+    found = inspect(model)
+    assert found.status == "fail"
+    broken = finding(found, "not_finite")
+    assert broken.layers == ("inside", "normalized")
+    assert "weights are NaN or infinite" in broken.message
+    assert set(found.sizes) == {"float32", "float16", "dynamic_int8", "int8", "int16x8"}
+
+
+@pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
+def test_model_stays_as_it_is(library: Any) -> None:
+    model = dense(library, library.layers.BatchNormalization())
+    before = model.get_weights()
+    inspect(model)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_half_precision_fails() -> None:

@@ -34,8 +34,10 @@ def inspect(
     given. Multiply-accumulates are the products of convolutions and matrix multiplications; for
     input sizes that the model leaves open they are not known.
 
-    Predicted sizes are exact to some 5 %, after gzip to some 15 %, for a float32 artifact of 100
-    KB or more; pruning is assumed to set the smallest weights of the model as it is to 0.
+    Predicted sizes are those of the files that the model gives as it is, without embedded
+    metadata; int8 as quantization-aware training leaves it, where that takes the model. Raw sizes
+    stay through the training, those after gzip to some 15 %; pruning is assumed to set the
+    smallest weights to 0.
 
     Args:
         model: A Keras 3 or tf_keras model; or the path of a `.keras` or `.h5` file, of a
@@ -68,14 +70,16 @@ def inspect(
                     hint="It is finished: nothing in it can be trained.",
                 )
         return inspect_litert(model)
-    from tfdistill.inspection import models as model_inspection
+    from tfdistill.bridge.loading import load_model
+    from tfdistill.inspection.models import inspect_model
+    from tfdistill.inspection.saved_models import has_no_layers, inspect_exported
 
     if from_file:
         path = Path(model)
-        if model_inspection.has_no_layers(path):
-            return model_inspection.inspect_exported(path)
-        model = model_inspection.load_model(path, safe_mode=safe_mode)
-    return model_inspection.inspect_model(model, pruning=pruning, quantization=quantization)
+        if has_no_layers(path):
+            return inspect_exported(path)
+        model = load_model(path, safe_mode=safe_mode)
+    return inspect_model(model, pruning=pruning, quantization=quantization)
 
 
 def _is_litert(path: Path) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from tfdistill._keras import tf, tf_keras
-from tfdistill.bridge.loading import load_model
 from tfdistill.bridge.model_graphs import (
     graph_of,
     graph_or_raise,
@@ -18,13 +17,14 @@ from tfdistill.bridge.model_graphs import (
     is_tf_keras,
     leaves_of,
 )
-from tfdistill.errors import ModelError, TfdistillError
+from tfdistill.errors import ExportError, ModelError, TfdistillError
 from tfdistill.export.conversion import MissingOperatorError, check_exportable
+from tfdistill.export.settings import Export
 from tfdistill.heads import Head, output_names
 from tfdistill.host import silence
 from tfdistill.inspection.findings import Finding, Inspection, Interface, count_text, shape_text
 from tfdistill.inspection.layer_costs import layer_costs
-from tfdistill.inspection.sizes import PredictedSize, predict_sizes
+from tfdistill.inspection.sizes import PredictedSize, predict_sizes, tell_weights_apart
 from tfdistill.multi_label import is_multi_label
 from tfdistill.pruning import Pruning, PruningPlan, plan_pruning
 from tfdistill.quantization import Quantization, quantize
@@ -35,14 +35,10 @@ from tfdistill.terminal import Terminal
 __all__ = [
     "InspectedLayer",
     "ModelInspection",
-    "has_no_layers",
-    "inspect_exported",
     "inspect_model",
-    "load_model",
 ]
 
 _T = TypeVar("_T")
-_METADATA = "keras_metadata.pb"  # that tf_keras puts beside a SavedModel
 _NOT_FOR_APPS = ("int64", "uint64", "float64", "string", "complex64", "complex128")
 _HALF = ("float16", "bfloat16")
 # What tfmot's layouts match: its ReLU takes the quantizers of these away.
@@ -86,8 +82,8 @@ class ModelInspection(Inspection):
     Attributes:
         layers: Its layers, in the order of the graph; none where the model has no such graph.
         sparsity: The share of zeros that pruning was assumed to leave in each pruned kernel.
-        sizes: Format to the predicted size of its artifact, see `sizes.predict_sizes`; empty
-            where the model cannot be converted.
+        sizes: Format to the predicted size of its artifact, see `sizes.predict_sizes`; without
+            the formats that it cannot be exported in.
     """
 
     layers: tuple[InspectedLayer, ...] = ()
@@ -195,10 +191,12 @@ class _Stages:
             self._attempt(code, "fail", lambda: graph_or_raise(model))
             return
         self._look_at_graph()
+        self._look_at_weights()
         prepared = self._attempt("bridge", "fail", lambda: prepare_student(model))
         if prepared is None:
             return
         student = prepared.model
+        tell_weights_apart(student)
         self._look_at_layers(student)
         heads = self._attempt("outputs", "fail", prepared.heads)
         if heads is not None:
@@ -219,11 +217,16 @@ class _Stages:
             self._group("warn", "left_float", "Not quantized", quantized.left_float)
         pruned = self.plan.pruned if self.plan else ()
 
-        def sizes() -> dict[str, PredictedSize]:
+        def sizes() -> tuple[Mapping[str, PredictedSize], Mapping[str, ExportError]]:
             check_exportable(student, "float32", quantization_aware=False)
-            return predict_sizes(student, sparsity=settings.sparsity, pruned=pruned)
+            return predict_sizes(
+                student, sparsity=settings.sparsity, pruned=pruned, quantized=quantized
+            )
 
-        self.sizes = self._attempt(self._export_code(student), "fail", sizes) or {}
+        self.sizes, refused = self._attempt(self._export_code(student), "fail", sizes) or ({}, {})
+        for format, error in refused.items():
+            level = "warn" if format in Export().formats else "note"
+            self.add(level, "format", f"No {format} of it: {' '.join(str(error).split())}")
 
     def layers(self) -> tuple[InspectedLayer, ...]:
         """The model's layers, with what the stages said."""
@@ -317,6 +320,17 @@ class _Stages:
             message = "Inputs fix the size of the batch; the artifact takes one example at a time"
             self.add("warn", "batch", message, fixed, "Leave the batch axis open.")
 
+    def _look_at_weights(self) -> None:
+        broken = tuple(
+            leaf.name
+            for leaf in leaves_of(self.graph)
+            if not all(_is_finite(weight) for weight in getattr(leaf.layer, "weights", ()))
+        )
+        if broken:
+            message = "Their weights are NaN or infinite, so that training would stop at once"
+            hint = "Load weights from before they became so, or build the model anew."
+            self.add("fail", "not_finite", message, broken, hint)
+
     def _look_at_layers(self, student: Any) -> None:
         holes = tuple(layer.name for layer in student.layers if _tfmot_leaves_a_hole(layer))
         if holes:
@@ -357,6 +371,12 @@ class _Stages:
         return "mixed_precision" if dtypes & set(_HALF) else "conversion"
 
 
+def _is_finite(weight: Any) -> bool:
+    values = np.asarray(weight)
+    # bfloat16 is no kind of NumPy's, but its values can be tested.
+    return not tf.as_dtype(values.dtype).is_floating or bool(np.isfinite(values).all())
+
+
 def _tfmot_leaves_a_hole(layer: Any) -> bool:
     """Whether tfmot's layout takes the weight quantizer away together with the output's."""
     followers = [node.outbound_layer for node in layer._outbound_nodes]
@@ -388,85 +408,6 @@ def _interfaces(model: Any) -> tuple[tuple[Interface, ...], tuple[Interface, ...
             )
         )
     return found[0], found[1]
-
-
-def has_no_layers(path: Path) -> bool:
-    """Whether it is a SavedModel that Keras did not write, or wrote to be served."""
-    return (path / "saved_model.pb").is_file() and not (path / _METADATA).exists()
-
-
-def inspect_exported(path: Path) -> Inspection:
-    """What can be told of a SavedModel without Keras layers; nothing in it is run.
-
-    Raises:
-        ModelError: Its files are damaged.
-    """
-    # Not through `tf.saved_model.load`, which runs what the file brings.
-    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
-
-    try:
-        content = SavedModel.FromString((path / "saved_model.pb").read_bytes())
-        graph = content.meta_graphs[0]
-    except Exception as error:  # protobuf's DecodeError has no stable public home
-        raise ModelError(
-            "`path` must be a SavedModel that can be read.",
-            received=f"{path} ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
-            hint="Export it again.",
-        ) from error
-    signatures = graph.signature_def
-    serving = signatures.get("serving_default")
-    nodes = graph.object_graph_def.nodes
-    # Keras 3 saves each weight twice; its functions read one of the two.
-    read = {
-        index
-        for each in graph.object_graph_def.concrete_functions.values()
-        for index in each.bound_inputs
-    }
-    weights = [
-        _axes(nodes[index].variable.shape)
-        for index in read
-        if nodes[index].WhichOneof("kind") == "variable"
-    ]
-    described = {
-        word: tuple(
-            Interface(name, _axes(info.tensor_shape), tf.as_dtype(info.dtype).name)
-            for name, info in sorted(getattr(serving, word).items())
-        )
-        if serving is not None
-        else ()
-        for word in ("inputs", "outputs")
-    }
-    names = sorted(name for name in signatures if not name.startswith("__"))
-    return Inspection(
-        kind="SavedModel without layers",
-        name=path.name,
-        inputs=described["inputs"],
-        outputs=described["outputs"],
-        parameters=_product(weights),
-        findings=(
-            Finding(
-                "fail",
-                "no_layers",
-                "It has functions, but no Keras layers, so that nothing can be told of layers and "
-                "sizes. It can teach, as a function, but cannot be a student",
-                tuple(names),
-                "Save the model itself: model.save('student.keras'). To teach: "
-                "tf.saved_model.load(path).signatures['serving_default'].",
-            ),
-        ),
-    )
-
-
-def _product(shapes: list[tuple[int | None, ...]]) -> int | None:
-    """How many values variables of these shapes hold; `None` where that is not known."""
-    known = [axis for shape in shapes for axis in shape if axis is not None]
-    if not shapes or len(known) < sum(map(len, shapes)):
-        return None
-    return sum(math.prod(axis or 1 for axis in shape) for shape in shapes)
-
-
-def _axes(shape: Any) -> tuple[int | None, ...]:
-    return tuple(None if axis.size < 0 else int(axis.size) for axis in shape.dim)
 
 
 def _yes(value: bool | None) -> str:
