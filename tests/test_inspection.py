@@ -280,6 +280,36 @@ def test_layer_without_a_counterpart_fails_but_is_counted() -> None:
     assert {each.quantizable for each in found.layers} == {None}
 
 
+def test_call_that_tf_keras_cannot_copy_is_named() -> None:
+    inputs = tf_keras.Input((8, 4))
+    products = tf.einsum("bij,bkj->bik", inputs, inputs)
+    flat = tf_keras.layers.Flatten()(products)
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(4, name="logits")(flat))
+    einsum = model.layers[1].name
+    found = inspect(model)
+    assert found.status == "fail"
+    assert str(finding(found, "bridge")) == (
+        "fail: The conversion to tf_keras fails: tf_keras cannot copy a call of tf.einsum, which "
+        f"takes any number of tensors: {einsum}. Put a layer in its place, or a Lambda layer that "
+        "calls it."
+    )
+    assert {each.name: each.multiply_accumulates for each in found.layers}[einsum] == 8 * 8 * 4
+
+
+def test_failure_in_a_layer_names_the_stage_and_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails(tf_keras.layers.Layer):
+        def call(self, values: Any) -> Any:
+            raise ValueError("no such values")
+
+    def fail(*_: Any, **__: Any) -> None:
+        Fails(name="logits")(tf.zeros([2, 3]))
+
+    monkeypatch.setattr("tfdistill.inspection.models.quantize", fail)
+    (found,) = [each for each in inspect(dense()).findings if each.code == "quantization"]
+    assert found.layers == ("logits",)
+    assert found.message == "Quantization-aware training fails: ValueError: no such values"
+
+
 def test_operator_that_needs_tensorflow_fails_with_its_layer() -> None:
     layer = tf_keras.layers.Lambda(tf.image.rgb_to_hsv, name="hue")
     model = dense(tf_keras, layer, tf_keras.layers.Flatten(), shape=(2, 2, 3))

@@ -100,7 +100,7 @@ def lstm_of_images(filters: int, *shape: int) -> int:
 
 
 # Three shapes of one rank for each layer with a kernel, and the count for any such shape.
-SHAPES = {
+SHAPES: dict[int, list[tuple[int, ...]]] = {
     1: [(5,), (8,), (3,)],
     2: [(9, 5), (7, 2), (4, 6)],
     3: [(13, 11, 5), (6, 9, 2), (8, 8, 4)],
@@ -212,7 +212,7 @@ WITH_KERNELS: dict[str, tuple[int, Layer, _Count]] = {
         lambda r, s, t, c: r * s * t * gates(4, c, 5),
     ),
 }
-OF_TF_KERAS = {  # Keras 3 has them no more
+OF_TF_KERAS: dict[str, tuple[int, Layer, _Count]] = {  # Keras 3 has them no more
     "LocallyConnected1D": (
         2,
         lambda k: k.LocallyConnected1D(4, 3),
@@ -242,7 +242,7 @@ OF_TF_KERAS = {  # Keras 3 has them no more
 def test_layer_with_a_kernel_costs_what_its_formula_says_of_any_shape(
     library: Any, name: str
 ) -> None:
-    rank, make, count = {**WITH_KERNELS, **OF_TF_KERAS}[name]
+    rank, make, count = (WITH_KERNELS | OF_TF_KERAS)[name]
     for shape in SHAPES[rank]:
         (cost,) = layer_costs(model_of(library, make, shape))
         assert cost.multiply_accumulates == count(*shape), shape

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,6 +45,27 @@ _NOT_FOR_APPS = ("int64", "uint64", "float64", "string", "complex64", "complex12
 _HALF = ("float16", "bfloat16")
 # What tfmot's layouts match: its ReLU takes the quantizers of these away.
 _KERNELS = ("Conv2D", "DepthwiseConv2D", "Conv2DTranspose", "Dense", "SeparableConv2D")
+
+
+# What was tried, by the code of the finding where it fails.
+_STAGES = {
+    "bridge": "The conversion to tf_keras",
+    "conversion": "The export",
+    "costs": "The count of multiply-accumulates",
+    "dynamic_shape": "The export",
+    "mixed_precision": "The export",
+    "outputs": "The look at its outputs",
+    "pruning": "Pruning",
+    "quantization": "Quantization-aware training",
+    "subclassed": "The look at its graph",
+    "unbuilt": "The look at its graph",
+}
+# What tf_keras puts around an error in a layer.
+_CALLED = re.compile(
+    r"Exception encountered when calling layer '(?P<layer>[^']+)'.*?\n\n(?P<reason>.*?)"
+    r"(?:\n\nCall arguments received|\Z)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -274,9 +297,22 @@ class _Stages:
         except TfdistillError as error:
             self.add(level, code, " ".join(str(error).split()))
         except Exception as error:  # what a stage did not expect would end a run just as well
-            text = " ".join(str(error).split())[:300]
-            self.add(level, code, f"This stage failed: {type(error).__name__}: {text}")
+            self._add_failure(code, level, error)
         return None
+
+    def _add_failure(self, code: str, level: str, error: Exception) -> None:
+        """Says what a stage came up with that is no error of this library."""
+        text, called = str(error), _CALLED.match(str(error))
+        layers = (called["layer"],) if called else ()
+        for leaf in leaves_of(self.graph) if self.graph is not None else ():
+            if leaf.name in layers and _takes_any_number(leaf.layer):
+                function = f"tf.{leaf.layer.symbol}, which takes any number of tensors"
+                message = f"{_STAGES[code]} fails: tf_keras cannot copy a call of {function}"
+                hint = "Put a layer in its place, or a Lambda layer that calls it."
+                self.add(level, code, message, layers, hint)
+                return
+        text = " ".join((called["reason"] if called else text).split())[:300]
+        self.add(level, code, f"{_STAGES[code]} fails: {type(error).__name__}: {text}", layers)
 
     def _group(self, level: str, code: str, what: str, reasons: Mapping[str, str]) -> None:
         """A finding for each reason, with all the layers that it holds for."""
@@ -369,6 +405,14 @@ class _Stages:
             return "dynamic_shape"
         dtypes = {getattr(layer, "compute_dtype", None) for layer in student.layers}
         return "mixed_precision" if dtypes & set(_HALF) else "conversion"
+
+
+def _takes_any_number(layer: Any) -> bool:
+    """Whether it is a function of TensorFlow of which tf_keras keeps no inputs: `f(*inputs)`."""
+    if type(layer).__name__ != "TFOpLambda":
+        return False
+    parameters = signature(layer.function).parameters.values()
+    return any(each.kind is Parameter.VAR_POSITIONAL for each in parameters)
 
 
 def _is_finite(weight: Any) -> bool:

@@ -63,7 +63,8 @@ def _told_apart(weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if not np.issubdtype(weight.dtype, np.floating):
         return weight
     finite = np.nan_to_num(weight, nan=0.0, posinf=0.0, neginf=0.0)
-    noise = rng.uniform(0, 1e-3, weight.shape) if weight.ndim < 2 else 0.0
+    is_alike = weight.ndim < 2 or np.ptp(finite) == 0  # a bias of attention has two axes
+    noise = rng.uniform(0, 1e-3, weight.shape) if is_alike else 0.0
     return (finite + noise).astype(weight.dtype)
 
 
@@ -151,7 +152,7 @@ class _Kernel:
 
 
 def _kernels(content: bytes, model: Any, carriers: Mapping[str, str]) -> list[_Kernel]:
-    """Every kernel once, in the order of the file."""
+    """Every kernel once, in the order of the file, with the student's layer."""
     packed, file = unpack(content), schema.Model.GetRootAs(content)
     found: dict[int, _Kernel] = {}
     for graph in (Graph(packed, each) for each in packed.subgraphs):
@@ -161,9 +162,11 @@ def _kernels(content: bytes, model: Any, carriers: Mapping[str, str]) -> list[_K
                 start = table.Vector(table.Offset(4))  # the first field, the data
                 values = np.asarray(packed.buffers[tensor.buffer].data, np.uint8)
                 layer = layer_of(tensor.name.decode(), model)
-                found[start] = _Kernel(
-                    start, values.view(_VALUES[tensor.type]), carriers.get(layer, layer)
-                )
+                # One that recurrent steps share is called by the part that reads it: "lstm/hidden".
+                while carriers and layer not in carriers and "/" in layer:
+                    layer = layer.rpartition("/")[0]
+                layer = carriers.get(layer, layer)
+                found[start] = _Kernel(start, values.view(_VALUES[tensor.type]), layer)
     return sorted(found.values(), key=lambda kernel: kernel.start)
 
 
