@@ -409,6 +409,21 @@ def test_refusal_of_a_stage_fails_only_where_it_was_asked_for(
     assert {size.sparse_gzip_bytes for size in found.sizes.values()} == {None}
 
 
+def test_format_of_the_pipeline_that_is_refused_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ModelError("`student` must be another one.")
+
+    monkeypatch.setattr("tfdistill.inspection.models.quantize", refuse)  # int8 is then calibrated
+    found = inspect(dense(tf_keras, tf_keras.layers.GRU(4, name="gru"), shape=(3, 2)))
+    refused = {each.message.split()[1]: each for each in found.findings if each.code == "format"}
+    assert {name: each.level for name, each in refused.items()} == {
+        "int8": "warn",
+        "int16x8": "note",
+    }
+    assert "WHILE in layer `gru`" in refused["int8"].message
+    assert set(found.sizes) == {"float32", "float16", "dynamic_int8"}
+
+
 def test_failure_that_no_stage_expected_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise KeyError("what a library comes up with")

@@ -63,7 +63,8 @@ def _told_apart(weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if not np.issubdtype(weight.dtype, np.floating):
         return weight
     finite = np.nan_to_num(weight, nan=0.0, posinf=0.0, neginf=0.0)
-    is_alike = weight.ndim < 2 or np.ptp(finite) == 0  # a bias of attention has two axes
+    # A bias of attention or of a GRU has two axes.
+    is_alike = weight.ndim < 2 or weight.size == 0 or np.ptp(finite) == 0
     noise = rng.uniform(0, 1e-3, weight.shape) if is_alike else 0.0
     return (finite + noise).astype(weight.dtype)
 
@@ -159,7 +160,7 @@ def _kernels(content: bytes, model: Any, carriers: Mapping[str, str]) -> list[_K
         for operator in graph.operators:
             for tensor in graph.weights(operator):
                 table = file.Buffers(tensor.buffer)._tab
-                start = table.Vector(table.Offset(4))  # the first field, the data
+                start = table.Vector(table.Offset(4))  # of the table's first field, the data
                 values = np.asarray(packed.buffers[tensor.buffer].data, np.uint8)
                 layer = layer_of(tensor.name.decode(), model)
                 # One that recurrent steps share is called by the part that reads it: "lstm/hidden".
