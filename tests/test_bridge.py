@@ -281,7 +281,10 @@ def test_tf_keras_clone_keeps_lambdas_operators_and_fixed_training() -> None:
 def test_to_keras3_refuses_a_fixed_training_argument() -> None:
     inputs = tf_keras.Input(VECTOR)
     outputs = tf_keras.layers.BatchNormalization(name="norm")(inputs, training=False)
-    with pytest.raises(ConversionError, match="norm: Keras 3 would not heed its fixed `training`"):
+    with pytest.raises(
+        ConversionError,
+        match=r"norm \(BatchNormalization\): Keras 3 would not heed its fixed `training`",
+    ):
         bridge.to_keras3(tf_keras.Model(inputs, outputs))
 
 

@@ -8,11 +8,13 @@ overflows when the model is exported.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from tfdistill._keras import tf, tf_keras, tfmot, tfmot_internal
 from tfdistill.bridge.layer_configs import clone_tf_keras_layer
+from tfdistill.bridge.layer_table import AUGMENTATIONS, NOISE_LAYERS
 from tfdistill.pruning import prunable_weights
 
 _Quantizer: Any = tfmot.quantization.keras.quantizers.Quantizer
@@ -25,29 +27,16 @@ QuantizeWrapper: Any = tfmot_internal("quantization.keras.quantize_wrapper").Qua
 
 # LiteRT computes these with one range for all inputs and the output. Where they were trained
 # with several, its converter takes one of them and clips to it.
-_ONE_RANGE_FOR_ALL = ("AveragePooling1D", "AveragePooling2D", "Concatenate", "Maximum", "Minimum")
+_ONE_RANGE_FOR_ALL = (
+    *("AveragePooling1D", "AveragePooling2D", "Concatenate", "Maximum", "Minimum", "UpTo"),
+)
 # Layers without a quantizer that give on values as they come: their output has their input's.
 PASSING_ON = (
-    "Concatenate",
-    "Cropping1D",
-    "Cropping2D",
-    "Dropout",
-    "ExamplesAsSteps",
-    "Flatten",
-    "GlobalMaxPooling1D",
-    "GlobalMaxPooling2D",
-    "KerasOperation",
-    "MaxPooling2D",
-    "Permute",
-    "Reshape",
-    "Sequence",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "Step",
-    "StepsAsExamples",
-    "StochasticDepth",
-    "ZeroPadding1D",
-    "ZeroPadding2D",
+    *("Concatenate", "Cropping1D", "Cropping2D", "ExamplesAsSteps", "Flatten"),
+    *("GlobalMaxPooling1D", "GlobalMaxPooling2D", "KerasOperation", "MaxPooling2D", "Permute"),
+    *("Reshape", "Sequence", "Step", "StepsAsExamples", "ZeroPadding1D", "ZeroPadding2D"),
+    *NOISE_LAYERS,
+    *AUGMENTATIONS,
 )
 
 _BITS = 8
@@ -62,11 +51,15 @@ class KernelQuantizer(_Quantizer):
     Args:
         per_channel: Whether each output channel has a range of its own.
         keep_zeros: Whether weights that are zero now stay zero.
+        twin: How many kernels like it read the same before it. The converter would make one
+            layer of them, and could no longer fold into it what follows each: so their ranges
+            differ by a millionth, of which no weight is rounded to another number.
     """
 
-    def __init__(self, *, per_channel: bool, keep_zeros: bool) -> None:
+    def __init__(self, *, per_channel: bool, keep_zeros: bool, twin: int = 0) -> None:
         self._per_channel = per_channel
         self._keep_zeros = keep_zeros
+        self._twin = twin
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         """Adds the range to the layer's weights."""
@@ -97,17 +90,19 @@ class KernelQuantizer(_Quantizer):
 
     def _largest(self, kernel: tf.Tensor) -> tf.Tensor:
         whole = tf.reduce_max(tf.abs(kernel))
-        whole = tf.where(whole > 0, whole, 1.0)
+        whole = tf.where(whole > 0, whole, 1.0) * (1.0 + 1e-6 * self._twin)
         if not self._per_channel:
             return whole
         # The bias is stored in steps of the channel's range times the input's, in 32 bits: it
         # overflows where the range is next to nothing.
         largest = tf.reduce_max(tf.abs(kernel), axis=tuple(range(kernel.shape.rank - 1)))
+        largest *= 1.0 + 1e-6 * self._twin
         return tf.where(largest > 0, tf.maximum(largest, _SMALLEST * whole), whole)
 
     def get_config(self) -> dict[str, Any]:
         """As tfmot asks for it."""
-        return {"per_channel": self._per_channel, "keep_zeros": self._keep_zeros}
+        settings = {"per_channel": self._per_channel, "keep_zeros": self._keep_zeros}
+        return {**settings, "twin": self._twin}
 
 
 def is_known(weights: Any) -> tf.Tensor:
@@ -140,6 +135,7 @@ class RangeQuantizer(_Quantizer):
         self._called_again = called_again
         # By the range's variable: before and after an activation one quantizer has two ranges.
         self.joined: dict[Any, Sequence[Range]] = {}
+        self.limit = math.inf  # above it all values are one
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         """Adds the range to the layer's weights."""
@@ -153,7 +149,7 @@ class RangeQuantizer(_Quantizer):
         low, high = weights["min_var"], weights["max_var"]
         if training:
             smallest = tf.minimum(tf.reduce_min(inputs), 0.0)
-            largest = tf.maximum(tf.reduce_max(inputs), 0.0)
+            largest = tf.minimum(tf.maximum(tf.reduce_max(inputs), 0.0), self.limit)
             if self._all_seen:
                 smallest, largest, decay = tf.minimum(smallest, low), tf.maximum(largest, high), 0.0
             else:
@@ -294,8 +290,18 @@ def join_ranges(model: Any) -> None:
     for layer in model.layers:
         if isinstance(layer, InputQuantizer):
             layer.quantizer = RangeQuantizer(all_seen=True)
-        if type(without_wrapper(layer)).__name__ in _ONE_RANGE_FOR_ALL:
-            _join([*_ranges_before(layer), *own_ranges(layer)])
+        inner = without_wrapper(layer)
+        own = own_ranges(layer)
+        if type(inner).__name__ in _ONE_RANGE_FOR_ALL or (own and _is_maximum(inner)):
+            ranges = [*_ranges_before(layer), *own]
+            _join(ranges)
+            if type(inner).__name__ == "UpTo":  # what it reads is made for it alone
+                for quantizer, _ in ranges:
+                    quantizer.limit = min(quantizer.limit, inner.limit)
+
+
+def _is_maximum(layer: Any) -> bool:
+    return isinstance(layer, tf_keras.layers.MaxPooling2D)
 
 
 def _ranges_before(layer: Any) -> list[Range]:

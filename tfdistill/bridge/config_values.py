@@ -150,7 +150,11 @@ def rebuild_registered(counterpart: Counterpart, config: Config, original: Any) 
     to_tf_keras = type(original) is counterpart.keras3
     change = counterpart.to_tf_keras if to_tf_keras else counterpart.to_keras3
     target = counterpart.tf_keras if to_tf_keras else counterpart.keras3
-    return target.from_config(change(dict(config)) if change else config)
+    if change:
+        return target.from_config(change(dict(config)))
+    accepted = accepted_arguments(target)  # Keras 3's own layers say more of themselves
+    unset = {key for key, value in config.items() if value is None and key not in accepted}
+    return target.from_config({key: value for key, value in config.items() if key not in unset})
 
 
 def rebuild_values(

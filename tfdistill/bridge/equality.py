@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from tfdistill._keras import tf
+from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.bridge.layer_table import NOISE_LAYERS, all_in, is_random, weight_names
 from tfdistill.bridge.model_graphs import (
     flatten,
@@ -77,6 +78,9 @@ def check_outputs(source: Any, target: Any) -> None:
     _raise_if_different(errors, source, inputs, outputs)
 
 
+_MERGES = {"Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract"}
+
+
 def _hint(source: Any) -> str:
     layers = [one for leaf in leaves_of(graph_or_raise(source)) for one in all_in(leaf.layer)]
     masked = any(getattr(layer, "mask_zero", hasattr(layer, "mask_value")) for layer in layers)
@@ -86,6 +90,22 @@ def _hint(source: Any) -> str:
             "In Keras 3, a MultiHeadAttention with dropout gives zeros for steps that are masked, "
             "and in tf_keras the mean of all. Use `dropout=0` and add a Dropout layer after it, or "
             "`mask_zero=False`."
+        )
+    library = keras if is_keras3(source) else tf_keras
+    merges = {
+        type(each).__name__ for each in layers if isinstance(each, library.layers.Layer)
+    } & _MERGES
+    if masked and not attention and merges:
+        return (
+            f"Where masks meet in {' or '.join(sorted(merges))}, Keras 3 keeps the steps that any "
+            "of them keeps (and its Multiply takes them for 1 where they are masked), tf_keras "
+            "those that all keep. Merge before masks are made: leave `mask_zero` out, or put a "
+            "Masking layer behind."
+        )
+    if any(getattr(layer, "data_format", "") == "channels_first" for layer in layers):
+        return (
+            "TensorFlow computes some layers with `data_format='channels_first'` on GPUs alone. "
+            "Use 'channels_last', as mobile devices do."
         )
     if masked and attention:
         return (
@@ -158,9 +178,11 @@ def inputs_and_outputs(model: Any) -> tuple[list[Any], list[Any]]:
     graph = graph_or_raise(model)
     is_open = any(None in tensor.shape[1:] for tensor in graph.inputs)
     sizes = _CHECK_FREE_SIZES if is_open else _CHECK_FREE_SIZES[:1]
+    # An Embedding, or another table, takes floats for the whole numbers that they are cast to.
+    tables = any(map(_has_table, leaves_of(graph)))
     problem = ""
-    for free_sizes in sizes:
-        inputs = _random_inputs(graph, free_sizes)
+    for free_sizes, whole in itertools.product(sizes, (True, False) if tables else (False,)):
+        inputs = _random_inputs(graph, free_sizes, whole=whole)
         try:
             return inputs, outputs_of(model, inputs)
         except CALL_ERRORS as error:
@@ -178,7 +200,11 @@ def _in_short(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _random_inputs(graph: Any, free_sizes: tuple[int, int]) -> list[Any]:
+def _has_table(leaf: Any) -> bool:
+    return any(hasattr(leaf.layer, name) for name in ("input_dim", "num_tokens", "get_vocabulary"))
+
+
+def _random_inputs(graph: Any, free_sizes: tuple[int, int], *, whole: bool) -> list[Any]:
     random = np.random.default_rng(0)
     examples = []
     for tensor in graph.inputs:
@@ -191,12 +217,12 @@ def _random_inputs(graph: Any, free_sizes: tuple[int, int]) -> list[Any]:
         shape = [tensor.shape[0] or batch, *example]
         dtype = tf.as_dtype(tensor.dtype)
         bound, known = _vocabulary(graph, tensor)
-        if dtype.is_floating:
+        if dtype.is_floating and not whole:
             value: Any = random.normal(size=shape)
         elif dtype == tf.string:
             words = [str(word) for word in known if str(word)]
             value = random.choice([*words[:20], "unknown", "not known"], size=shape)
-        elif dtype.is_integer or dtype.is_bool:
+        elif dtype.is_floating or dtype.is_integer or dtype.is_bool:
             value = random.integers(0, min(2 if dtype.is_bool else 100, bound), shape)
             numbers: Any = [
                 one for one in known if isinstance(one, int | np.integer) and one < bound

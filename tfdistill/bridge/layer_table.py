@@ -202,6 +202,7 @@ LAYERS: dict[str, LayerAdapter] = {
     ),
     "BatchNormalization": LayerAdapter(to_keras3=_batch_normalization_to_keras3),
     "MultiHeadAttention": LayerAdapter(
+        to_tf_keras=_without("seed"),  # of its dropout; tf_keras has one for all layers
         to_keras3=_without("query_shape", "key_shape", "value_shape"),
         parts=("_query_dense", "_key_dense", "_value_dense", "_output_dense"),
     ),

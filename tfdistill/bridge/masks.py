@@ -18,6 +18,7 @@ from tfdistill.bridge.equality import inputs_and_outputs, outputs_of
 from tfdistill.bridge.model_graphs import graph_or_raise, leaves_of
 from tfdistill.bridge.own_layers import KerasOperation
 
+_Merge: Any = keras.layers.Add.__base__
 _TENSORS = ("query", "value", "key")
 
 
@@ -51,22 +52,28 @@ class AttentionMasks:
                 del vars(layer)["call"]
 
     def arguments(
-        self, layer: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, layer: Any, node: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Those of the layer's next call in tf_keras, without masks that Keras 3 does not see.
 
         Args:
             layer: A layer of the Keras 3 model; the calls of each come in the model's order.
+            node: This call.
             name: Its name in tf_keras.
             args: The positional arguments.
             kwargs: The other arguments.
         """
+        if isinstance(layer, _Merge) and args:
+            carry = {_has_mask(tensor) for tensor in node.input_tensors}
+            if len(carry) > 1:  # then Keras 3 hands none on
+                alike = [self._without_mask(t, name) if _has_mask(t) else t for t in args[0]]
+                return (alike, *args[1:]), kwargs
         if not self._masked.get(id(layer)):
             return args, kwargs
         masked = self._masked[id(layer)].pop(0)
         given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
         for side in _TENSORS:
-            if side not in masked and getattr(given.get(side), "_keras_mask", None) is not None:
+            if side not in masked and _has_mask(given.get(side)):
                 given[side] = self._without_mask(given[side], name)
         return (), given
 
@@ -89,14 +96,17 @@ class AttentionMasks:
         return self._unmasked[id(tensor)][1]
 
 
+def _has_mask(tensor: Any) -> bool:
+    return getattr(tensor, "_keras_mask", None) is not None
+
+
 def _observed(call: Callable[..., Any], calls: list[set[str]]) -> Callable[..., Any]:
     """A layer's `call` that notes which of its tensors carry a mask."""
 
     @functools.wraps(call)
     def observed(*args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(call).bind(*args, **kwargs).arguments
-        masks = {side: getattr(given.get(side), "_keras_mask", None) for side in _TENSORS}
-        calls.append({side for side, mask in masks.items() if mask is not None})
+        calls.append({side for side in _TENSORS if _has_mask(given.get(side))})
         return call(*args, **kwargs)
 
     return observed

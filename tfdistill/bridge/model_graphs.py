@@ -233,7 +233,8 @@ def run_graph(graph: Any, inputs: list[Any], call: Callable[..., Any], fixed: An
         training = fixed if training is None else training
         inner = graph_of(layer)
         if inner is not None:
-            return run_graph(inner, flatten(inner, args[0]), call, training)
+            given = args[0] if args else kwargs["inputs"]
+            return run_graph(inner, flatten(inner, given), call, training)
         if training is not None and takes_training(layer):
             kwargs["training"] = training
         return call(layer, node, args, kwargs)

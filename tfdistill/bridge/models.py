@@ -244,18 +244,20 @@ def _convert(
             problems.append(f"{tensor._keras_history[0].name} (InputLayer): {problem}")
     _raise_problems(problems)
 
+    paths = {key_of(leaf.layer, leaf.node): leaf.path for leaf in leaves}
     masks = AttentionMasks(model) if check and make_twin is tf_keras_twin else None
 
     def call(layer: Any, node: Any, args: Any, kwargs: Any) -> Any:
-        twin = twins[key_of(layer, node)]
+        key = key_of(layer, node)
+        twin, told = twins[key], f"{paths[key]} ({type(layer).__name__})"
         if masks is not None:
-            args, kwargs = masks.arguments(layer, twin.name, args, kwargs)
+            args, kwargs = masks.arguments(layer, node, twin.name, args, kwargs)
         if "training" in kwargs and target is keras:
-            raise NoCounterpartError(f"{twin.name}: Keras 3 would not heed its fixed `training`")
+            raise NoCounterpartError(f"{told}: Keras 3 would not heed its fixed `training`")
         try:
             return twin(*args, **kwargs)
         except (NoCounterpartError, *CALL_ERRORS) as error:
-            raise NoCounterpartError(f"{twin.name}: {error}") from error
+            raise NoCounterpartError(f"{told}: {error}") from error
 
     try:
         outputs = run_graph(graph, inputs, call)

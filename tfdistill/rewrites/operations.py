@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from tfdistill._keras import tf_keras
+from tfdistill._keras import tf, tf_keras
 from tfdistill.bridge.config_values import hard_sigmoid, hard_silu
-from tfdistill.bridge.operations import TF_OPERATIONS, from_tf, layer_of
+from tfdistill.bridge.operations import TF_OPERATIONS, from_keras3, from_tf, layer_of
+from tfdistill.bridge.own_layers import KerasOperation
 from tfdistill.rewrites.builder import GraphBuilder
 
 _layers = tf_keras.layers
+_Layer: Any = _layers.Layer
+_ReLU: Any = _layers.ReLU
+
+
+@tf_keras.saving.register_keras_serializable(package="tfdistill")
+class UpTo(_Layer):
+    """Values, and the limit where they are above it.
+
+    Args:
+        limit: A number.
+    """
+
+    def __init__(self, limit: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.limit = limit
+
+    def call(self, inputs: Any) -> Any:
+        """`inputs` are the values."""
+        return tf.minimum(inputs, tf.cast(self.limit, inputs.dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        """As Keras asks for it."""
+        return {**super().get_config(), "limit": self.limit}
+
+
+@tf_keras.saving.register_keras_serializable(package="tfdistill")
+class ReLUAbove(_ReLU):
+    """A ReLU with a threshold, which tfmot is not to take for one without."""
 
 
 def with_layers(model: Any, skip: frozenset[str]) -> tuple[Any, Mapping[str, str]]:
@@ -39,10 +69,32 @@ def with_layers(model: Any, skip: frozenset[str]) -> tuple[Any, Mapping[str, str
             args = [operation.tensors if len(operation.tensors) > 1 else operation.tensors[0]]
             fused = _fused(graph, layer, args[0])
             return layer(args[0]) if fused is None else fused
+        if isinstance(layer, KerasOperation) and _widens(node):
+            return _narrowed(graph, layer, *args)
         fused = None if layer.name in skip or kwargs else _fused(graph, layer, *args)
         return graph.clone(layer)(*args, **kwargs) if fused is None else fused
 
     return graph.build(call), graph.origins
+
+
+def _widens(node: Any) -> bool:
+    """Whether a constant of NumPy's default type made an operation compute in float64."""
+    given, made = (
+        {tensor.dtype for tensor in tf.nest.flatten(tensors)}
+        for tensors in (node.keras_inputs, node.outputs)
+    )
+    return given == {tf.float32} and made == {tf.float64}
+
+
+def _narrowed(graph: GraphBuilder, layer: Any, values: Any) -> Any:
+    """The operation in float32, as a layer of Keras where there is one."""
+    text = json.dumps(layer.arguments).replace('"float64"', '"float32"')
+    config = {**layer.get_config(), "arguments": json.loads(text)}
+    operation = KerasOperation.from_config(config)
+    result = operation(values)
+    args, kwargs = operation.call_arguments(values)
+    named = layer_of(from_keras3(operation.keras3_operation, args, kwargs), result, layer.name)
+    return graph.part(layer, "", lambda _: named or operation)(values)
 
 
 def _fused(graph: GraphBuilder, layer: Any, values: Any, *more: Any) -> Any:

@@ -111,6 +111,18 @@ class _Gates(_Layer):
         return {**super().get_config(), **functions}
 
 
+def _in_float(gate: Any, *factors: Any) -> Any:
+    """The product, in a form that the converter leaves in float.
+
+    What it is made of is rounded next. Of a sigmoid and a tanh alone, the converter would round
+    these as well, to steps of 1/256 and 1/128: too few for a small state, and not simulated.
+    """
+    half = 0.5 * gate
+    for factor in factors:
+        half = half * factor
+    return half + half
+
+
 @_registered
 class LSTMCell(_Gates):
     """Hochreiter & Schmidhuber 1997, with forget gates: the products to the new cell state."""
@@ -131,7 +143,8 @@ class LSTMGates(_Gates):
         """`inputs` are as of `LSTMCell`, but of the new cell state."""
         of_input, of_hidden, cell = inputs
         read = tf.split(of_input + of_hidden, 4, axis=-1)[-1]
-        return self.recurrent_activation(read) * self.activation(cell)
+        gate, state = self.recurrent_activation(read), self.activation(cell)
+        return _in_float(gate, state)
 
 
 @_registered
@@ -154,7 +167,7 @@ class SimpleGates(_Gates):
 
     def call(self, inputs: Any) -> Any:
         """`inputs` are `[batch, units]` of input and hidden state."""
-        return self.activation(inputs[0] + inputs[1])
+        return _in_float(self.activation(inputs[0] + inputs[1]))
 
 
 GATES = {_layers.LSTM: LSTMGates, _layers.GRU: GRUGates, _layers.SimpleRNN: SimpleGates}

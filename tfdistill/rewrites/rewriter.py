@@ -29,7 +29,7 @@ from tfdistill.rewrites.attention import (
 from tfdistill.rewrites.builder import Image, has_channels, image_of, like, shape_of
 from tfdistill.rewrites.convolutions import Convolutions
 from tfdistill.rewrites.masks import Unmasked, can_be_wrapped, has_mask, reads_masks
-from tfdistill.rewrites.operations import activation_of, with_layers
+from tfdistill.rewrites.operations import ReLUAbove, UpTo, activation_of, with_layers
 from tfdistill.rewrites.recurrent import (
     Hidden,
     can_be_written_out,
@@ -40,6 +40,7 @@ from tfdistill.rewrites.wrappers import without_wrappers
 
 _layers = tf_keras.layers
 
+IDENTITY = "identity"  # the part of a normalization that is a convolution which changes nothing
 _LOOPS = (_layers.RNN, _layers.Bidirectional)
 # Layers that make or read masks, rewritten into what has them as tensors.
 _MASKS_WRITTEN_OUT = (
@@ -213,7 +214,7 @@ class _Rewriter(Convolutions):
     # Each channel times a number, plus a number
 
     def _Rescaling(self, layer: Any, value: Any) -> Any:  # noqa: N802
-        if not has_channels(value):
+        if not has_channels(value) or not image_of(value).dtype.is_floating:
             return None
         channels = int(shape_of(value)[-1] or 0)
         if any(np.size(each) not in (1, channels) for each in (layer.scale, layer.offset)):
@@ -231,12 +232,30 @@ class _Rewriter(Convolutions):
 
     def _BatchNormalization(self, layer: Any, value: Any) -> Any:  # noqa: N802
         """Put behind a convolution that changes nothing, unless it is behind one already."""
-        if _axis(layer) != len(shape_of(value)) or not has_channels(value):
+        axis, rank = _axis(layer), len(shape_of(value))
+        if 0 < axis < rank:
+            return self._with_last(layer, value, axis, rank)
+        if axis != rank or not has_channels(value):
             return None
         if not self._folds(layer):
-            value = self._affine(layer, "identity", value, scale=1.0)
+            value = self._affine(layer, IDENTITY, value, scale=1.0)
         elif not isinstance(value, Image):
             return None
+        return self._normalized(layer, value)
+
+    def _with_last(self, layer: Any, value: Any, axis: int, rank: int) -> Any:
+        """Normalized along an axis that is the last one meanwhile."""
+        last = [*(each for each in range(1, rank + 1) if each != axis), axis]
+        back = [1 + last.index(each) for each in range(1, rank + 1)]
+        tensor = self.graph.tensor(layer, value)
+        moved = self.graph.part(layer, "last", lambda n: _layers.Permute(last, name=n))(tensor)
+        if not has_channels(moved):
+            return None
+        moved = self._affine(layer, IDENTITY, moved, scale=1.0)
+        moved = self.graph.tensor(layer, self._normalized(layer, moved))
+        return self.graph.part(layer, "back", lambda n: _layers.Permute(back, name=n))(moved)
+
+    def _normalized(self, layer: Any, value: Any) -> Any:
         # The fused kind averages another variance, and is chosen by the rank of the input.
         fused = {} if layer.fused else {"fused": False}
         normalization = self.graph.clone(layer, axis=-1, **fused)
@@ -299,6 +318,31 @@ class _Rewriter(Convolutions):
 
     _Multiply = _Average = _Add
 
+    # Activations that LiteRT's kernels do not end in
+
+    def _ReLU(self, layer: Any, value: Any) -> Any:  # noqa: N802
+        """With a slope, and then up to a limit, each by itself."""
+        if activation_of(layer):
+            return None
+        if float(layer.threshold):
+            config = layer.get_config()
+            above = self.graph.part(
+                layer, "", lambda n: ReLUAbove.from_config({**config, "name": n})
+            )
+            return above(self.graph.tensor(layer, value))
+        slope, limit = float(layer.negative_slope), layer.max_value
+        image = isinstance(value, Image)
+        result = value.image if image else self.graph.tensor(layer, value)
+        rectified = self.graph.part(
+            layer,
+            "" if limit is None else "unlimited",
+            lambda n: _layers.LeakyReLU(slope, name=n) if slope else _layers.ReLU(name=n),
+        )
+        result = rectified(result)
+        if limit is not None:
+            result = self.graph.part(layer, "", lambda n: UpTo(float(limit), name=n))(result)
+        return Image(result, value.shape) if image else result
+
     # Attention and masks
 
     def _Embedding(self, layer: Any, value: Any) -> Any:  # noqa: N802
@@ -342,6 +386,8 @@ class _Rewriter(Convolutions):
         )
 
     def _LSTM(self, layer: Any, value: Any) -> Any:  # noqa: N802
+        if isinstance(value, list | tuple):  # with the states to begin with
+            return None
         tensor = self.graph.tensor(layer, value)
         if not can_be_written_out(layer, tensor):
             return None
@@ -350,6 +396,8 @@ class _Rewriter(Convolutions):
     _GRU = _SimpleRNN = _LSTM
 
     def _Bidirectional(self, layer: Any, value: Any) -> Any:  # noqa: N802
+        if isinstance(value, list | tuple):
+            return None
         tensor = self.graph.tensor(layer, value)
         both = layer.forward_layer, layer.backward_layer
         known = layer.merge_mode and all(can_be_written_out(each, tensor) for each in both)
@@ -377,8 +425,9 @@ def _key(layer: Any, index: int) -> str:
 
 
 def _axis(layer: Any) -> int:
-    axis = layer.axis
-    return int(axis[0] if isinstance(axis, Sequence) and len(axis) == 1 else axis)
+    """The only axis of a layer; of several 0, which is none that a layer can have."""
+    axes = [*layer.axis] if isinstance(layer.axis, Sequence) else [layer.axis]
+    return int(axes[0]) if len(axes) == 1 else 0
 
 
 def _per_channel(layer: Any) -> bool:
