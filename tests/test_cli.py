@@ -197,9 +197,11 @@ def test_inspect_takes_a_sparsity(
     trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, _ = trained
-    assert main(["inspect", str(model), "--sparsity", "0.5", "--json"]) == 0
+    command = ["inspect", str(model), "--sparsity", "0.5", "--formats", "int8", "--json"]
+    assert main(command) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["status"], found["sparsity"]) == ("pass", 0.5)
+    assert [*found["sizes"]] == ["int8"]
     assert main(["inspect", str(model), "--sparsity", "1.5"]) == 2
     assert "`sparsity` must be in (0, 1)" in capsys.readouterr().err
 
@@ -214,7 +216,7 @@ def test_inspect_tells_pass_warn_and_fail_apart(
         hidden = tf_keras.layers.GlobalAveragePooling1D()(inputs)
         outputs = tf_keras.layers.Dense(3, activation, name="logits")(hidden)
         tf_keras.Model(inputs, outputs).save(tmp_path / "net.keras")
-        found = main(["inspect", str(tmp_path / "net.keras"), "--json"])
+        found = main(["inspect", str(tmp_path / "net.keras"), "--formats", "--json"])
         said = json.loads(capsys.readouterr().out)["status"]
         assert said == {0: "pass", 3: "warn", 1: "fail"}[found]
         return found

@@ -28,6 +28,7 @@ from formulas import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from quick import only
 
 from tfdistill import losses
 from tfdistill._keras import keras, tf, tf_keras
@@ -303,7 +304,9 @@ def test_teacher_and_student_may_differ_in_type(pair: Pair) -> None:
 
 
 @each_pair
-@pytest.mark.parametrize(("jit_compile", "classes"), [(False, 1), (True, 5)])
+@pytest.mark.parametrize(
+    ("jit_compile", "classes"), only((False, 1), of=[(False, 1), (True, 5)], several=True)
+)
 def test_value_and_gradient_in_a_traced_function(
     pair: Pair, jit_compile: bool, classes: int
 ) -> None:

@@ -223,6 +223,19 @@ def test_texts_multiply_in_8_bits_alone(name: str, tmp_path: Path) -> None:
     assert np.quantile(errors, 0.99) <= 3.001
 
 
+@pytest.mark.parametrize("layer", only("LSTM", of=["LSTM", "SimpleRNN", "GRU"]))
+def test_gates_compute_in_float_in_the_artifact(layer: str, tmp_path: Path) -> None:
+    """The converter rounds a tanh to steps of 1/128 where it can: too few for small states."""
+    model = of_words(lambda words: getattr(L, layer)(8)(0.01 * embedded(words)))
+    for weight in model.trainable_weights:
+        if "bias" in weight.name:
+            weight.assign(tf.zeros_like(weight))
+    quantized = quantize(model, Quantization(), sparse=False)
+    quantized.model(tf.constant(inputs_of(model, 0)), training=True)
+    _, _, errors = exported(quantized, tmp_path)
+    assert np.quantile(errors, 0.99) <= 8  # rounded to such steps, more than 100
+
+
 def test_a_text_encoder_of_keras3_multiplies_in_8_bits_alone(tmp_path: Path) -> None:
     """Of its two attentions Keras 3 masks the first only, and what stands for that is known."""
     layers = keras.layers

@@ -207,6 +207,7 @@ def test_calibration_examples_are_the_first_that_were_read() -> None:
     assert _look(_shuffled()).calibration == ()
 
 
+@pytest.mark.slow  # test_data.py has two replicas, and below is endless data
 def test_two_replicas_read_endless_data(two_replicas: Any) -> None:
     data = TrainingData(_set().repeat().batch(4), steps_per_epoch=3)
     with two_replicas.scope():

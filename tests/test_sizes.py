@@ -18,6 +18,7 @@ from tfdistill.bridge.layer_configs import copy_model
 from tfdistill.errors import ExportError
 from tfdistill.export import Export, export_model
 from tfdistill.export.conversion import random_examples
+from tfdistill.inspection import PREDICTED
 from tfdistill.inspection.sizes import PredictedSize, predict_sizes, tell_weights_apart
 from tfdistill.pruning import Pruning, plan_pruning, prunable_weights
 from tfdistill.quantization import Quantization, quantize
@@ -90,7 +91,7 @@ def real(model: Any, format: str, path: Path) -> tuple[int, int]:
 def predicted(model: Any, pruned: Any = ()) -> dict[str, PredictedSize]:
     copy = copy_model(model)
     tell_weights_apart(copy)
-    sizes, refused = predict_sizes(copy, sparsity=SPARSITY, pruned=pruned)
+    sizes, refused = predict_sizes(copy, PREDICTED, sparsity=SPARSITY, pruned=pruned)
     assert refused == {}
     return sizes
 

@@ -31,14 +31,17 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.path.suffix != ".tflite":
         quiet_tensorflow()
 
-    from tfdistill.inspection import inspect
+    from tfdistill.inspection import PREDICTED, inspect
 
     pruning = None
     if arguments.sparsity is not None:
         from tfdistill.pruning import Pruning
 
         pruning = Pruning(sparsity=arguments.sparsity)
-    found = inspect(arguments.path, pruning=pruning, safe_mode=not arguments.unsafe)
+    formats = PREDICTED if arguments.formats is None else arguments.formats
+    found = inspect(
+        arguments.path, pruning=pruning, formats=formats, safe_mode=not arguments.unsafe
+    )
     if arguments.json:
         _print_json(found.to_dict())
     else:
@@ -192,6 +195,13 @@ def _add_inspect(commands: Any) -> None:
         metavar="SHARE",
         type=float,
         help="share of zeros to prune to, for the predicted sizes after gzip (default: 0.75)",
+    )
+    inspect.add_argument(
+        "--formats",
+        metavar="FORMAT",
+        nargs="*",
+        help="formats whose sizes to predict, which takes most of the time (default: float32, "
+        "float16, dynamic_int8, int8 and int16x8)",
     )
     inspect.add_argument(
         "--unsafe",

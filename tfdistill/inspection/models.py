@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Any, TypeVar
@@ -156,7 +156,11 @@ class ModelInspection(Inspection):
 
 
 def inspect_model(
-    model: Any, *, pruning: Pruning | None = None, quantization: Quantization | None = None
+    model: Any,
+    *,
+    pruning: Pruning | None = None,
+    quantization: Quantization | None = None,
+    formats: Sequence[str] = (),
 ) -> ModelInspection:
     """Tries every stage on an untrained model; `inspect` does it for a Keras model.
 
@@ -164,6 +168,7 @@ def inspect_model(
         model: A Keras 3 or tf_keras model; stays as it is.
         pruning: As for `inspect`.
         quantization: As for `inspect`.
+        formats: As for `inspect`.
 
     Raises:
         ModelError: It is no Keras model.
@@ -173,7 +178,7 @@ def inspect_model(
             "`model` must be a Keras 3 or tf_keras model, or the path of a saved one.",
             received=type(model).__name__,
         )
-    stages = _Stages(model, pruning, quantization)
+    stages = _Stages(model, pruning, quantization, formats)
     layers = stages.layers()
     counts = [layer.multiply_accumulates for layer in layers]
     known = [count for count in counts if count is not None]
@@ -196,7 +201,11 @@ class _Stages:
     """What each stage says of a model."""
 
     def __init__(
-        self, model: Any, pruning: Pruning | None, quantization: Quantization | None
+        self,
+        model: Any,
+        pruning: Pruning | None,
+        quantization: Quantization | None,
+        formats: Sequence[str],
     ) -> None:
         self.model = model
         self.findings: list[Finding] = []
@@ -243,7 +252,7 @@ class _Stages:
         def sizes() -> tuple[Mapping[str, PredictedSize], Mapping[str, ExportError]]:
             check_exportable(student, "float32", quantization_aware=False)
             return predict_sizes(
-                student, sparsity=settings.sparsity, pruned=pruned, quantized=quantized
+                student, formats, sparsity=settings.sparsity, pruned=pruned, quantized=quantized
             )
 
         self.sizes, refused = self._attempt(self._export_code(student), "fail", sizes) or ({}, {})

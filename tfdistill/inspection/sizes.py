@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from tfdistill.quantization import QuantizedModel
 
 __all__ = ["PredictedSize", "predict_sizes", "tell_weights_apart"]
 
-_FORMATS = ("float32", "float16", "dynamic_int8", "int8", "int16x8")
 _SAMPLE = 2**20  # bytes of kernels that are compressed to learn the rate
 _VALUES = {
     schema.TensorType.FLOAT32: np.float32,
@@ -71,6 +70,7 @@ def _told_apart(weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def predict_sizes(
     model: Any,
+    formats: Iterable[str],
     *,
     sparsity: float,
     pruned: Collection[str],
@@ -88,21 +88,22 @@ def predict_sizes(
 
     Args:
         model: What `conversion.check_exportable` has accepted, after `tell_weights_apart`.
+        formats: Of float32, float16, dynamic_int8, int8 and int16x8.
         sparsity: Share of zeros in every pruned kernel.
         pruned: Names of the pruned layers.
         quantized: What quantization-aware training makes of it, for int8; its ranges begin here.
             Without, int8 is calibrated after training.
 
     Returns:
-        Format to its predicted size, of float32, float16, dynamic_int8, int8 and int16x8; and of
-        those that the model cannot be exported in, format to the reason.
+        Format to its predicted size; and of those that the model cannot be exported in, format to
+        the reason.
 
     Raises:
         ExportError: The model cannot be converted at all; the message names operators and layers.
     """
     sizes: dict[str, PredictedSize] = {}
     refused: dict[str, ExportError] = {}
-    for format in _FORMATS:
+    for format in formats:
         trained = quantized if format == "int8" else None
         try:
             content = _converted(model, format) if trained is None else _trained(model, trained)
