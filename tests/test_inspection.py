@@ -299,9 +299,9 @@ def test_call_that_tf_keras_cannot_copy_is_named() -> None:
     found = inspect(model)
     assert found.status == "fail"
     assert str(finding(found, "bridge")) == (
-        "fail: The conversion to tf_keras fails: tf_keras cannot copy a call of tf.einsum, which "
-        f"takes any number of tensors: {einsum}. Put a layer in its place, or a Lambda layer that "
-        "calls it."
+        "fail: `student` must have only functions of TensorFlow that tf_keras can copy, not those "
+        f"which take any number of tensors. Received: tf.einsum as {einsum!r}. Put a layer in its "
+        "place, or a Lambda layer that calls it."
     )
     assert {each.name: each.multiply_accumulates for each in found.layers}[einsum] == 8 * 8 * 4
 

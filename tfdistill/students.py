@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any
 
 from tfdistill import bridge
@@ -66,7 +67,8 @@ def prepare_student(student: Any) -> PreparedStudent:
 
     Raises:
         ModelError: It is not; its outputs are nested, or one is made of another's softmax or
-            sigmoid; or, as `ConversionError`, it has layers that cannot be converted.
+            sigmoid; it calls a function such as `tf.einsum`, which tf_keras cannot copy; or, as
+            `ConversionError`, it has layers that cannot be converted.
     """
     if not is_functional(student):
         raise ModelError(
@@ -75,6 +77,13 @@ def prepare_student(student: Any) -> PreparedStudent:
             hint="Wrap it: keras.Model(inputs, student(inputs)).",
         )
     model = bridge.to_tf_keras(student)
+    if calls := {one.name: one.symbol for one in model.layers if _takes_any_number(one)}:
+        raise ModelError(
+            "`student` must have only functions of TensorFlow that tf_keras can copy, not those "
+            "which take any number of tensors.",
+            received=", ".join(f"tf.{symbol} as {name!r}" for name, symbol in calls.items()),
+            hint="Put a layer in its place, or a Lambda layer that calls it.",
+        )
     names = output_names(student)
     lasts = [tensor._keras_history.layer for tensor in model.outputs]
     fused = {id(last): activation for last in lasts if (activation := _fused_activation(last))}
@@ -113,6 +122,14 @@ def prepare_student(student: Any) -> PreparedStudent:
     elif fused:
         copy = tf_keras.Model(copy.inputs, outputs[0], name=copy.name)
     return PreparedStudent(student, copy, names)
+
+
+def _takes_any_number(layer: Any) -> bool:
+    """Whether it is a function of TensorFlow of which tf_keras keeps no inputs: `f(*inputs)`."""
+    if type(layer).__name__ != "TFOpLambda":
+        return False
+    parameters = signature(layer.function).parameters.values()
+    return any(each.kind is Parameter.VAR_POSITIONAL for each in parameters)
 
 
 def _fused_activation(layer: Any) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 import numpy as np
@@ -313,13 +312,6 @@ class _Stages:
         """Says what a stage came up with that is no error of this library."""
         text, called = str(error), _CALLED.match(str(error))
         layers = (called["layer"],) if called else ()
-        for leaf in leaves_of(self.graph) if self.graph is not None else ():
-            if leaf.name in layers and _takes_any_number(leaf.layer):
-                function = f"tf.{leaf.layer.symbol}, which takes any number of tensors"
-                message = f"{_STAGES[code]} fails: tf_keras cannot copy a call of {function}"
-                hint = "Put a layer in its place, or a Lambda layer that calls it."
-                self.add(level, code, message, layers, hint)
-                return
         text = " ".join((called["reason"] if called else text).split())[:300]
         self.add(level, code, f"{_STAGES[code]} fails: {type(error).__name__}: {text}", layers)
 
@@ -414,14 +406,6 @@ class _Stages:
             return "dynamic_shape"
         dtypes = {getattr(layer, "compute_dtype", None) for layer in student.layers}
         return "mixed_precision" if dtypes & set(_HALF) else "conversion"
-
-
-def _takes_any_number(layer: Any) -> bool:
-    """Whether it is a function of TensorFlow of which tf_keras keeps no inputs: `f(*inputs)`."""
-    if type(layer).__name__ != "TFOpLambda":
-        return False
-    parameters = signature(layer.function).parameters.values()
-    return any(each.kind is Parameter.VAR_POSITIONAL for each in parameters)
 
 
 def _is_finite(weight: Any) -> bool:
