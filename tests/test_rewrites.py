@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ IN_8_BITS: dict[str, Body] = {
         L.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0])(x)
     ),
     "free normalization": lambda x: convolution(L.BatchNormalization()(x), activation="relu"),
+    "another axis": lambda x: L.BatchNormalization(axis=1)(convolution(x)),
+    "another axis over time": lambda x: L.BatchNormalization(axis=1)(steps(x)),
     "after a sum": lambda x: L.ReLU()(
         L.BatchNormalization()(L.Add()([convolution(x), convolution(x)]))
     ),
@@ -138,7 +141,8 @@ IN_8_BITS: dict[str, Body] = {
 
 
 @pytest.mark.parametrize(
-    "name", only("rescaling", "free normalization", "hard swish", of=IN_8_BITS)
+    "name",
+    only("rescaling", "free normalization", "another axis", "hard swish", of=IN_8_BITS),
 )
 def test_it_is_all_in_8_bits(name: str, tmp_path: Path) -> None:
     model = of_images(IN_8_BITS[name])
@@ -221,6 +225,47 @@ def test_texts_multiply_in_8_bits_alone(name: str, tmp_path: Path) -> None:
     assert bool(floating) == bool(left_float)
     assert ("BATCH_MATMUL" in operators) == (name in ("attention", "encoder", "masked", "causal"))
     assert np.quantile(errors, 0.99) <= 3.001
+
+
+_COUNT = itertools.count()
+
+
+def mean_of(words: Any) -> Any:
+    return L.GlobalAveragePooling1D()(
+        L.Embedding(VOCABULARY, 16, name=f"of_state_{next(_COUNT)}")(words)
+    )
+
+
+KEPT: dict[str, tuple[Body, str]] = {
+    "GRU with a state": (
+        lambda w: L.GRU(16, name="kept")(embedded(w), initial_state=mean_of(w)),
+        "tfmot has no quantizer for GRU",
+    ),
+    "LSTM with states": (
+        lambda w: L.LSTM(16, name="kept")(embedded(w), initial_state=[mean_of(w), mean_of(w)]),
+        "tfmot has no quantizer for LSTM",
+    ),
+    "both ways with states": (
+        lambda w: L.Bidirectional(L.GRU(16), name="kept")(
+            embedded(w), initial_state=[mean_of(w), mean_of(w)]
+        ),
+        "tfmot cannot wrap Bidirectional as it is used",
+    ),
+    "normalization over two axes": (
+        lambda w: L.Flatten()(L.LayerNormalization(axis=[1, 2], name="kept")(embedded(w))),
+        "tfmot has no quantizer for LayerNormalization",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", only("GRU with a state", "normalization over two axes", of=KEPT))
+def test_what_is_not_rewritten_is_named_and_nothing_else(name: str, tmp_path: Path) -> None:
+    body, reason = KEPT[name]
+    quantized = quantize(of_words(body), Quantization(), sparse=False)
+    train(quantized.model)
+    _, _, errors = exported(quantized, tmp_path)
+    assert quantized.left_float == {"kept": reason}
+    assert np.quantile(errors, 0.99) <= 2.001
 
 
 @pytest.mark.parametrize("layer", only("LSTM", of=["LSTM", "SimpleRNN", "GRU"]))
@@ -381,10 +426,10 @@ def test_a_skipped_layer_still_reads_its_mask(skip: str) -> None:
     np.testing.assert_allclose(rewritten(words), model(words), rtol=1e-5, atol=1e-5)
 
 
-_TRAINED = ("after dense", "over time", "squeeze, hard", "after a sum", "frames")
+_TRAINED = ("after dense", "another axis", "over time", "squeeze, hard", "after a sum", "frames")
 
 
-@pytest.mark.parametrize("name", only(*_TRAINED[:3], of=_TRAINED))
+@pytest.mark.parametrize("name", only(*_TRAINED[:4], of=_TRAINED))
 def test_training_is_the_same(name: str) -> None:
     """One step of SGD with batch statistics ends in the same weights."""
     model = of_images(IN_8_BITS[name])
