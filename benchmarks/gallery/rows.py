@@ -154,7 +154,7 @@ GROUPS: tuple[tuple[Method, ...], ...] = (
         ),
         Method(
             "moving average of the student",
-            [ProbabilityMSE(weight=5.0)],
+            [ProbabilityMSE(weight=Linear(0, 1))],
             asks=(),
             teacher=lambda: td.teachers.MovingAverage(0.99),
             taught="live",
@@ -186,7 +186,7 @@ GROUPS: tuple[tuple[Method, ...], ...] = (
         ),
         Method(
             "moving average, a tenth of the labels",
-            [ProbabilityMSE(weight=5.0)],
+            [ProbabilityMSE(weight=Linear(0, 1))],
             labelled=0.1,
             settings={"unlabelled": 0},
             asks=(),

@@ -24,9 +24,10 @@ class MovingAverage(GivenTeacher):
     less, so that it soon forgets the weights at the start. The average of the statistics of
     BatchNormalization is taken, too. Of a student that simulates 8-bit arithmetic so does the
     average: kernels in ranges of their own, all else in the student's. It costs one forward pass,
-    and the memory of one more student. It helps above all where much is unlabelled. A Distiller's
-    `averaged_student` is then often better than the student. In a pipeline it begins anew in each
-    stage, and has no row in the report.
+    and the memory of one more student. It helps above all where much is unlabelled, with noise
+    (dropout, augmentation), many steps and a weight that rises from 0, as in the paper; without, it
+    only holds the student back. A Distiller's `averaged_student` is then often better than the
+    student. In a pipeline it begins anew in each stage, and has no row in the report.
 
     Args:
         decay: Share of the average that stays at each step, in [0, 1). 0.99 forgets half within
@@ -37,8 +38,9 @@ class MovingAverage(GivenTeacher):
         SettingError: A setting is outside what it may be.
 
     Example:
+        >>> rising = td.schedules.Linear(0, 1, steps=2000)
         >>> distiller = td.Distiller(student, td.teachers.MovingAverage(0.999),
-        ...                          losses=[td.losses.ProbabilityMSE(weight=5.0)],
+        ...                          losses=[td.losses.ProbabilityMSE(weight=rising)],
         ...                          label_loss_weight=1.0, unlabelled=-1)
 
     Source:
