@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from crossings import assert_close, randomize
+from quick import only
 
 from tfdistill import bridge
 from tfdistill._keras import keras
@@ -49,7 +50,9 @@ def of_tokens(body: Callable[[Any], Any]) -> Any:
     return randomize(keras.Model(tokens, layers.Concatenate()(ends)))
 
 
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize(
+    "name", only("positions added", "before attention", "read twice", of=BODIES)
+)
 def test_a_merge_of_some_that_are_masked_is_not(name: str) -> None:
     """In tf_keras it would have the mask of those that are."""
     original = of_tokens(BODIES[name])

@@ -17,7 +17,6 @@ import tfdistill as td
 from tfdistill._keras import keras, tf, tf_keras, tfmot
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.export.conversion import convert, random_examples
-from tfdistill.inspection import PREDICTED
 from tfdistill.inspection.files import FileInspection, open_axes
 from tfdistill.inspection.findings import Finding, Inspection
 from tfdistill.inspection.models import ModelInspection
@@ -425,14 +424,14 @@ def test_format_of_the_pipeline_that_is_refused_warns(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("tfdistill.inspection.models.quantize", refuse)  # int8 is then calibrated
     model = dense(tf_keras, tf_keras.layers.GRU(4, name="gru"), shape=(3, 2))
-    found = inspect(model, formats=PREDICTED)
+    found = inspect(model, formats=["dynamic_int8", "int8", "int16x8"])
     refused = {each.message.split()[1]: each for each in found.findings if each.code == "format"}
     assert {name: each.level for name, each in refused.items()} == {
         "int8": "warn",
         "int16x8": "note",
     }
     assert "WHILE in layer `gru`" in refused["int8"].message
-    assert set(found.sizes) == {"float32", "float16", "dynamic_int8"}
+    assert [*found.sizes] == ["dynamic_int8"]
 
 
 def test_failure_that_no_stage_expected_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:

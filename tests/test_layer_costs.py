@@ -230,7 +230,7 @@ OF_TF_KERAS: dict[str, tuple[int, Layer, _Count]] = {  # Keras 3 has them no mor
     ("library", "name"),
     only(
         *((library, name) for library in (keras, tf_keras) for name in ("Conv2D", "ConvLSTM2D")),
-        *((library, "TimeDistributed(LSTM)") for library in (keras, tf_keras)),
+        (tf_keras, "TimeDistributed(LSTM)"),
         of=[
             *((library, name) for library in (keras, tf_keras) for name in WITH_KERNELS),
             *((tf_keras, name) for name in OF_TF_KERAS),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from formulas import binary_targets
 from networks import examples, logits_of, perceptron
+from quick import only
 
 import tfdistill as td
 from tfdistill._keras import keras, tf, tf_keras
@@ -358,7 +359,10 @@ def test_the_command_counts_labels_by_agreement(
 # --- the artifacts ---
 
 
-@pytest.mark.parametrize(("run", "format"), [("one", "int8"), ("several", "float16")])
+_RUNS = [("one", "int8"), ("several", "float16")]
+
+
+@pytest.mark.parametrize(("run", "format"), only(_RUNS[0], of=_RUNS, several=True))
 def test_an_app_finds_the_accuracy_that_the_certificate_says(
     request: pytest.FixtureRequest, tmp_path: Path, run: str, format: str
 ) -> None:
@@ -379,6 +383,7 @@ def test_an_app_finds_the_accuracy_that_the_certificate_says(
     assert found == pytest.approx(expected or {"traits_sigmoid": certificate.accuracy}, abs=1e-9)
 
 
+@pytest.mark.slow  # whole runs
 def test_files_say_how_each_label_is_read(one: Run, several: Run) -> None:
     for run, format, above in ((one, "int8", 0.5), (several, "float16", 0.0)):
         sidecar = json.loads((run.run_dir / f"artifacts/student_{format}.json").read_text())
@@ -409,6 +414,7 @@ def test_the_lines_of_the_page_run(one: Run) -> None:
         assert known["predicted_labels"] == expected.tolist()
 
 
+@pytest.mark.slow  # a whole run
 def test_the_lines_of_the_page_run_for_labels_beside_classes(several: Run) -> None:
     artifact = several.result.artifacts["float16"]
     known: dict[str, Any] = {"raw": several.images[0] * 16}
@@ -443,6 +449,7 @@ def test_the_report_shows_labels(one: Run) -> None:
     assert "are shares of labels, over all examples and labels" in notes
 
 
+@pytest.mark.slow  # a whole run
 @pytest.mark.slow
 def test_a_finished_run_is_taken_as_it_is(several: Run) -> None:
     again = several.again()

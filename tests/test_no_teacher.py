@@ -207,6 +207,7 @@ def test_a_teacher_is_another_run(whole: tuple[Any, Path], tmp_path: Path) -> No
     assert any("does not show what its losses add" in each for each in result.report.advice)
 
 
+@pytest.mark.slow  # a whole run
 def test_the_student_comes_back_trained(whole: tuple[Any, Path]) -> None:
     inputs, labels, _ = examples(60)
     result, _ = whole

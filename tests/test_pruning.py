@@ -31,6 +31,14 @@ PATTERNS = {
     "block": Pruning(sparsity=0.75, pattern="block", block_size=(4, 2)),
 }
 every_pattern = pytest.mark.parametrize("pruning", PATTERNS.values(), ids=PATTERNS)
+most_patterns = pytest.mark.parametrize(
+    "pruning",
+    [
+        pytest.param(pruning, marks=pytest.mark.slow if name == "unstructured" else [])
+        for name, pruning in PATTERNS.items()
+    ],
+    ids=PATTERNS,
+)
 
 
 def sequence(shape: list[int], *layers: Any) -> Any:
@@ -364,7 +372,7 @@ def test_a_naive_schedule_misses_its_own_end() -> None:
         require_sparsity(strip(plain), Pruning(), plan)
 
 
-@every_pattern
+@most_patterns
 def test_a_zero_that_moved_is_noticed_and_its_kernel_named(pruning: Pruning) -> None:
     """Counting zeros is not enough: for 2:4 and blocks one may have moved to another place."""
     model = sequence([8], LAYERS.Dense(8, name="hidden"), LAYERS.Dense(8, name="logits"))
@@ -457,6 +465,7 @@ def test_two_replicas_prune_as_one_does(
 # Wrappers and masks
 
 
+@pytest.mark.slow  # much like the others
 def test_kernels_inside_of_wrappers_are_pruned() -> None:
     inner = sequence([6, 4], LAYERS.Conv1D(8, 3, name="inner"), LAYERS.Flatten())
     kept = {"return_sequences": True, "unroll": True}

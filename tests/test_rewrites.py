@@ -142,7 +142,7 @@ IN_8_BITS: dict[str, Body] = {
 
 @pytest.mark.parametrize(
     "name",
-    only("rescaling", "free normalization", "another axis", "hard swish", of=IN_8_BITS),
+    only("rescaling", "another axis", "hard swish", of=IN_8_BITS),
 )
 def test_it_is_all_in_8_bits(name: str, tmp_path: Path) -> None:
     model = of_images(IN_8_BITS[name])
@@ -258,7 +258,7 @@ KEPT: dict[str, tuple[Body, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", only("GRU with a state", "normalization over two axes", of=KEPT))
+@pytest.mark.parametrize("name", only("normalization over two axes", of=KEPT))
 def test_what_is_not_rewritten_is_named_and_nothing_else(name: str, tmp_path: Path) -> None:
     body, reason = KEPT[name]
     quantized = quantize(of_words(body), Quantization(), sparse=False)
@@ -271,7 +271,8 @@ def test_what_is_not_rewritten_is_named_and_nothing_else(name: str, tmp_path: Pa
 @pytest.mark.parametrize("layer", only("LSTM", of=["LSTM", "SimpleRNN", "GRU"]))
 def test_gates_compute_in_float_in_the_artifact(layer: str, tmp_path: Path) -> None:
     """The converter rounds a tanh to steps of 1/128 where it can: too few for small states."""
-    model = of_words(lambda words: getattr(L, layer)(8)(0.01 * embedded(words)))
+    few = L.Cropping1D((0, WORDS - 4))
+    model = of_words(lambda words: getattr(L, layer)(8)(0.01 * few(embedded(words))))
     for weight in model.trainable_weights:
         if "bias" in weight.name:
             weight.assign(tf.zeros_like(weight))
@@ -478,6 +479,7 @@ def test_what_regularizers_add_to_the_loss_is_the_same(name: str) -> None:
     assert float(sum(rewritten.losses)) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow  # zeros are counted in test_quantization.py, too
 def test_zeros_are_found_under_the_names_of_the_student() -> None:
     def body(words: Any) -> Any:
         hidden = L.SeparableConv1D(8, 3, name="separable")(encoder(embedded(words)))

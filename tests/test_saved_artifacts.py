@@ -136,6 +136,7 @@ assert not any(name.split(".")[0] in ("tfdistill", "tf_keras") for name in sys.m
 """
 
 
+@pytest.mark.slow  # a process of its own
 @pytest.mark.parametrize(
     ("format", "script"),
     [

@@ -96,6 +96,7 @@ def predicted(model: Any, pruned: Any = ()) -> dict[str, PredictedSize]:
     return sizes
 
 
+@pytest.mark.slow  # each format exactly, below
 @pytest.mark.parametrize(
     "make", [plain, *(pytest.param(m, marks=pytest.mark.slow) for m in (depthwise, dense))]
 )
@@ -240,7 +241,6 @@ def inspected(name: str) -> Any:
     only(
         ("embedding", "int8"),
         ("embedding", "int16x8"),
-        ("LSTM", "int8"),
         of=[
             (name, format)
             for name in UNTRAINED

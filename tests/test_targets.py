@@ -85,6 +85,7 @@ def test_float16_targets_are_near(tmp_path: Path) -> None:
     assert stored.bytes < 40 * 30 + 2000
 
 
+@pytest.mark.slow  # test_guards.py has two replicas
 def test_two_replicas_store_and_train_as_one(two_replicas: Any, tmp_path: Path) -> None:
     data = _data(15, 6)  # 6, 6, 3: the last batch is split into 2 and 1
     settings: Any = {"dtype": "float32", "layers": ["rectified"], "verbose": 0}

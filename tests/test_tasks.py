@@ -679,7 +679,7 @@ def test_probabilities_of_several_outputs_are_read_as_logits() -> None:
     ("settings", "tolerance"),
     [
         pytest.param({"dtype": "float32"}, 1e-6, marks=pytest.mark.slow),
-        ({"top_k": 2, "temperatures": (2.0,)}, 0.2),
+        pytest.param({"top_k": 2, "temperatures": (2.0,)}, 0.2, marks=pytest.mark.slow),
     ],
     ids=["all", "top-k"],
 )
