@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from apps import said_by
 from formulas import binary_targets
 from networks import examples, logits_of, perceptron
 from quick import only
@@ -369,17 +368,11 @@ def test_an_app_finds_the_accuracy_that_the_certificate_says(
     made: Run = request.getfixturevalue(run)
     artifact = made.result.artifacts[format]
     texts = {"label of traits": traits(made.labels), "label of digit": made.labels}
-    np.savez(tmp_path / "test.npz", raw=made.images * 16, **texts)
-    script = Path(__file__).with_name("litert_outputs_alone.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(artifact.path), str(tmp_path / "test.npz")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    raw = made.images * 16
+    said = said_by("litert_outputs_alone.py", artifact.path, tmp_path, raw=raw, **texts)
     certificate = artifact.certificate
     expected = {name: each.accuracy for name, each in certificate.outputs.items()}
-    found = json.loads(done.stdout)
+    found = json.loads(said)
     assert found == pytest.approx(expected or {"traits_sigmoid": certificate.accuracy}, abs=1e-9)
 
 

@@ -3,13 +3,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from apps import said_by
 
 import tfdistill as td
 from tfdistill._keras import keras, tf, tf_keras
@@ -117,17 +116,10 @@ def test_an_app_finds_the_accuracy_that_the_certificate_says(
 ) -> None:
     result, _, _ = whole
     images, labels = _split(digits)[1]
-    np.savez(tmp_path / "test.npz", raw=images * 16, labels=labels)
     for format in ("int8", "float16"):
         artifact = result.artifacts[format]
-        script = Path(__file__).with_name("litert_alone.py")
-        said = subprocess.run(
-            [sys.executable, str(script), str(artifact.path), str(tmp_path / "test.npz")],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert float(said.stdout) == artifact.certificate.accuracy
+        said = said_by("litert_alone.py", artifact.path, tmp_path, raw=images * 16, labels=labels)
+        assert float(said) == artifact.certificate.accuracy
 
 
 def test_the_sidecar_answers_what_an_app_developer_asks(whole: tuple[td.Result, Any, Path]) -> None:

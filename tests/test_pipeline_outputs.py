@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from apps import said_by
 
 import tfdistill as td
 from tfdistill._keras import keras, tf, tf_keras
@@ -177,18 +176,12 @@ def test_an_app_finds_the_accuracies_that_the_certificate_says(
     texts = {
         f"label of {name}": np.array(NAMES[name])[each.astype(int)] for name, each in labels.items()
     }
-    np.savez(tmp_path / "test.npz", raw=images * 16, **texts)
     artifact = whole.result.artifacts[format]
-    script = Path(__file__).with_name("litert_outputs_alone.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(artifact.path), str(tmp_path / "test.npz")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    raw = images * 16
+    said = said_by("litert_outputs_alone.py", artifact.path, tmp_path, raw=raw, **texts)
     certificate = artifact.certificate
     expected = {name: each.accuracy for name, each in certificate.outputs.items()}
-    assert json.loads(done.stdout) == expected
+    assert json.loads(said) == expected
 
 
 def test_files_say_of_each_output_what_it_is(whole: Run) -> None:

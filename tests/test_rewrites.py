@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -227,28 +226,22 @@ def test_texts_multiply_in_8_bits_alone(name: str, tmp_path: Path) -> None:
     assert np.quantile(errors, 0.99) <= 3.001
 
 
-_COUNT = itertools.count()
-
-
-def mean_of(words: Any) -> Any:
-    return L.GlobalAveragePooling1D()(
-        L.Embedding(VOCABULARY, 16, name=f"of_state_{next(_COUNT)}")(words)
-    )
+def given_states(words: Any, layer: Any, count: int) -> Any:
+    hidden = embedded(words)
+    return layer(hidden, initial_state=[L.GlobalAveragePooling1D()(hidden)] * count)
 
 
 KEPT: dict[str, tuple[Body, str]] = {
     "GRU with a state": (
-        lambda w: L.GRU(16, name="kept")(embedded(w), initial_state=mean_of(w)),
+        lambda w: given_states(w, L.GRU(16, name="kept"), 1),
         "tfmot has no quantizer for GRU",
     ),
     "LSTM with states": (
-        lambda w: L.LSTM(16, name="kept")(embedded(w), initial_state=[mean_of(w), mean_of(w)]),
+        lambda w: given_states(w, L.LSTM(16, name="kept"), 2),
         "tfmot has no quantizer for LSTM",
     ),
     "both ways with states": (
-        lambda w: L.Bidirectional(L.GRU(16), name="kept")(
-            embedded(w), initial_state=[mean_of(w), mean_of(w)]
-        ),
+        lambda w: given_states(w, L.Bidirectional(L.GRU(16), name="kept"), 2),
         "tfmot cannot wrap Bidirectional as it is used",
     ),
     "normalization over two axes": (

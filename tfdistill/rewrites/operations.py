@@ -94,7 +94,8 @@ def _narrowed(graph: GraphBuilder, layer: Any, values: Any) -> Any:
     result = operation(values)
     args, kwargs = operation.call_arguments(values)
     named = layer_of(from_keras3(operation.keras3_operation, args, kwargs), result, layer.name)
-    return graph.part(layer, "", lambda _: named or operation)(values)
+    part = graph.part(layer, "", lambda _: named or operation)
+    return result if named is None else part(values)
 
 
 def _fused(graph: GraphBuilder, layer: Any, values: Any, *more: Any) -> Any:
