@@ -228,7 +228,8 @@ def test_texts_multiply_in_8_bits_alone(name: str, tmp_path: Path) -> None:
 
 def given_states(words: Any, layer: Any, count: int) -> Any:
     hidden = embedded(words)
-    return layer(hidden, initial_state=[L.GlobalAveragePooling1D()(hidden)] * count)
+    states = [L.GlobalAveragePooling1D()(hidden), L.GlobalMaxPooling1D()(hidden)]
+    return layer(hidden, initial_state=states[:count])
 
 
 KEPT: dict[str, tuple[Body, str]] = {
