@@ -363,7 +363,7 @@ def test_the_model_must_fit_the_artifact(
         certify(float32.path, student, test_set, label_names=["a", "b"])
     heads = tf_keras.Model(student.inputs, [student.output, student.layers[1].output])
     path = export_model(heads, tmp_path / "a.tflite", "float32").path
-    with pytest.raises(ModelError, match=r"must be a classifier with one output \[1, classes\]"):
+    with pytest.raises(ModelError, match=r"must be a model with one output \[1, classes\]"):
         certify(path, heads, test_set)
 
 

@@ -99,10 +99,15 @@ def assert_equal(ours: Any, theirs: Any) -> None:
 @kinds(quick="texts")
 @pytest.mark.slow
 def test_two_replicas_are_one(kind: str, two_replicas: Any) -> None:
-    """All losses in one: batches of 5, of which they get 3 and 2, and of 1, a replica without."""
-    one = distilled(kind, KINDS[kind], 11)
+    """All losses in one: batches of 5, of which they get 3 and 2, and of 1, a replica without.
+
+    Convolutions of oneDNN, which TensorFlow has on some CPUs, fail on an empty batch: of images the
+    last batch is of 3.
+    """
+    count = 13 if kind == "images" else 11
+    one = distilled(kind, KINDS[kind], count)
     with two_replicas.scope():
-        several = distilled(kind, KINDS[kind], 11)
+        several = distilled(kind, KINDS[kind], count)
     assert_equal(several, one)
     start = student_of(kind).get_weights()
     assert np.abs(one[1][0] - start[0]).max() > 1e-3

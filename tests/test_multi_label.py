@@ -23,8 +23,8 @@ from tfdistill.data.summary import summarise
 from tfdistill.errors import DataError, SettingError
 from tfdistill.evaluation import Evaluation, agreement, share_of_right
 from tfdistill.export import export_model
+from tfdistill.kinds import LabelAccuracy, kind_of
 from tfdistill.labels import label_loss_for, per_example_label_loss
-from tfdistill.multi_label import LabelAccuracy, is_multi_label
 from tfdistill.page import snippet
 from tfdistill.report import read_report
 
@@ -226,21 +226,22 @@ def test_logits_and_probabilities_are_cut_where_they_are_even() -> None:
 def test_shares_in_closed_form() -> None:
     logits = np.array([[1, -1, 2], [-1, -2, -3], [3, 0, -1]], np.float32)
     labels = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0]])
-    found = Evaluation(logits, labels, ("",))
+    found = Evaluation(logits, labels, {"": "labels"})
     np.testing.assert_array_equal(found.predictions, [[1, 0, 1], [0, 0, 0], [1, 0, 0]])
     assert found.accuracy == pytest.approx(7 / 9)
     assert found.per_class_accuracy == pytest.approx((1, 2 / 3, 2 / 3))
-    other = Evaluation(-logits, labels, ("",))  # a logit of 0 is a no on both sides
+    other = Evaluation(-logits, labels, {"": "labels"})  # a logit of 0 is a no on both sides
     assert agreement(found, other) == pytest.approx(1 / 9)
     # Of several outputs an example is right where all of it is.
     both = Evaluation(
         {"class": np.eye(3, dtype=np.float32), "labels": logits},
         {"class": np.array([0, 0, 2]), "labels": labels},
-        ("labels",),
+        {"labels": "labels"},
     )
     assert both.accuracy == 0.0
     assert both.of("labels").accuracy == found.accuracy
-    assert share_of_right(both.predictions, {"labels": labels}) == pytest.approx(1 / 3)
+    of_labels = share_of_right(both.predictions, {"labels": labels}, both.kinds)
+    assert of_labels == pytest.approx(1 / 3)
     assert agreement(both, both) == 1.0
 
 
@@ -288,12 +289,16 @@ def test_students_of_each_other_agree_on_labels() -> None:
 
 def test_models_and_losses_say_what_an_output_is() -> None:
     losses = [td.losses.LogitsMSE(), td.losses.BinaryTargets()]
-    assert is_multi_label("sigmoid", 3)
-    assert is_multi_label("linear", 3, losses)
-    assert not is_multi_label("linear", 3, losses[:1])
-    assert not is_multi_label("softmax", 3, losses)
-    assert not is_multi_label("sigmoid", 1, losses)
-    assert not is_multi_label("sigmoid", None, losses)
+    assert kind_of("sigmoid", 3) == "labels"
+    assert kind_of("linear", 3, losses) == "labels"
+    assert kind_of("linear", 3, losses[:1]) == "classes"
+    assert kind_of("softmax", 3, losses) == "classes"
+    assert kind_of("sigmoid", 1, losses) == "classes"
+    assert kind_of("sigmoid", None, losses) == "classes"
+    numbers = td.losses.RegressionTargets()
+    assert kind_of("linear", 3, [*losses[:1], numbers]) == "numbers"
+    assert kind_of("linear", 1, [numbers]) == "numbers"
+    assert kind_of("linear", 3, [numbers, td.losses.SoftTargets()]) == "classes"
 
 
 @pytest.mark.parametrize("activation", ["linear", "sigmoid"])
@@ -421,7 +426,7 @@ def test_the_report_shows_labels(one: Run) -> None:
     report = one.result.report
     assert report.html_path is not None
     read = read_report(report.html_path.parent)
-    assert read.multi_label == ("",)
+    assert read.kinds == {"": "labels"}
     assert read.rows == report.rows
     shown = read.disagreements["int8"]
     assert shown
@@ -570,7 +575,7 @@ def test_rows_with_several_ones_tell(tmp_path: Path) -> None:
 
 def test_the_file_itself_knows(tmp_path: Path) -> None:
     inputs, numbers, _ = examples(30)
-    model, path = _artifact(tmp_path, multi_label=("",))
+    model, path = _artifact(tmp_path, kinds={"": "labels"})
     path.with_suffix(".json").unlink()
     one_hot = np.eye(3, dtype=np.float32)[numbers]
     found = td.certify(path, model, (inputs, one_hot))
@@ -611,7 +616,7 @@ ROWS = np.array([[1, 1, 0], [0, 0, 0], [0.25, 1, 0.75], [0, 1, 0]], np.float32)
 
 
 def _summary(labels: Any, **more: Any) -> Any:
-    return summarise((INPUTS, labels), classes=3, multi_label=True, **more)
+    return summarise((INPUTS, labels), classes=3, kind="labels", **more)
 
 
 def test_a_look_counts_who_has_each_label() -> None:
@@ -689,10 +694,6 @@ def test_what_does_not_fit_is_refused_at_the_door(tmp_path: Path) -> None:
         r"`unlabelled` must be None, a whole number below 0 or NaN.*Received: 0.*without any",
         *(SettingError, binary, (rows, rows), tmp_path),
         unlabelled=0,
-    )
-    _refused(
-        r"`losses` must be of classes or labels in a pipeline.*'regression_targets'.*td\.Distiller",
-        *(SettingError, [td.losses.RegressionTargets()], (rows, rows), tmp_path),
     )
 
 

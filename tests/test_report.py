@@ -163,7 +163,7 @@ def test_nothing_is_written_when_details_have_no_form_in_json(tmp_path: Path) ->
         ("[]", r"must be a report of this library"),
         ('{"loss": 1}', r"must be a report of this library\. Received: KeyError: 'format'"),
         ('{"format": 1, "rows": []}', r"must be a report of this library"),
-        ('{"format": 99}', r"must be of format 3 or older\. Received: format 99\. Update"),
+        ('{"format": 99}', r"must be of format 4 or older\. Received: format 99\. Update"),
     ],
 )
 def test_unreadable_reports(tmp_path: Path, content: str | None, message: str) -> None:

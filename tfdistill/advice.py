@@ -20,6 +20,7 @@ def advice(rows: Sequence[Row], *, test_examples: int | None = None) -> tuple[st
     sqrt((p (1 - p) + q (1 - q)) / n) of their difference. It takes the two as independent, which
     overstates it where the models err on the same examples. So does an accuracy of several labels,
     which is taken as one of n examples, as if the labels of an example were all right or all wrong.
+    R² of numbers is no share of examples: there is none for it.
 
     Args:
         rows: The rows of the report. A stage is compared with the one before it, an artifact
@@ -59,6 +60,8 @@ def _on_accuracies(rows: Sequence[Row], examples: int | None) -> list[str]:
     stages = [row for row in rows if row.kind == "stage"]
     float_stages = [row for row in stages if row.name != "quantized"]
     found = []
+    if any(row.mean_absolute_errors for row in rows):
+        examples = None
     distilled = by_name.get("distilled")
     alone = next((row for row in rows if row.kind == "baseline"), None)
     if distilled is not None and alone is not None:

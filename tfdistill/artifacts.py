@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tfdistill.export import Export, ExportedModel, export_model
 from tfdistill.export.saved_artifacts import inspect_artifact
 from tfdistill.export.settings import SAVED
 from tfdistill.litert.sidecar import check_artifact_path, read_sidecar, sidecar_path, write_sidecar
-from tfdistill.named import by_name
+from tfdistill.named import Kind, by_name
 from tfdistill.runs.files import reading_and_writing
 from tfdistill.runs.records import DamagedFileError, read_record, sha256_of
 from tfdistill.runs.run import RunDirectory, StageResult, fingerprint
@@ -42,9 +42,11 @@ class Artifact:
         interface: How an app feeds and reads it.
         left_float: What is not as the format's name says, a sentence each.
         predictions: Its class for every test example, int64 `[examples]`; of an output of several
-            labels its yes or no to each, int64 `[examples, labels]`; of several outputs by name.
+            labels its yes or no to each, int64 `[examples, labels]`; its numbers, float32
+            `[examples, numbers]`; of several outputs by name.
         labels: What is true of each, in the same form; of several outputs by name, of those that
             have labels.
+        kinds: What outputs answer, by name; of the only output under "". Those not there: classes.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Artifact:
     left_float: tuple[str, ...]
     predictions: Any
     labels: Any
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
 
 def artifact_path(directory: RunDirectory, format: str) -> Path:
@@ -148,7 +151,7 @@ def make_artifacts(
     directory: RunDirectory,
     terminal: Terminal,
     to_keras3: Callable[[Any], Any] = bridge.to_keras3,
-    multi_label: Collection[str] = (),
+    kinds: Mapping[str, Kind] | None = None,
 ) -> tuple[dict[str, Artifact], dict[str, str]]:
     """Exports every format and certifies it on the test set, or takes what is there.
 
@@ -163,8 +166,7 @@ def make_artifacts(
         directory: The run.
         terminal: Told what is going on.
         to_keras3: For the format keras: makes of `floating` the Keras model to be saved.
-        multi_label: Names of the outputs that answer yes or no to each of several labels; of the
-            only output, "".
+        kinds: What outputs answer, by name; of the only output under "". Those not there: classes.
 
     Returns:
         Format to artifact, in the order of `export.formats`; and format to the reason for what
@@ -173,12 +175,13 @@ def make_artifacts(
     Raises:
         DataError: `test` has other labels each time it is read.
     """
+    kinds = kinds or {}
     if not export.formats:
         return {}, {}
     upstream = [floating.fingerprint, quantized.fingerprint if quantized else None]
     stage = directory.stage(_STAGE, fingerprint(upstream, export, test_identity))
     result = stage.load()
-    if result is not None and (found := _finished(directory, export, result)):
+    if result is not None and (found := _finished(directory, export, result, kinds)):
         terminal.note(f"artifacts: finished before, taken from {directory.artifacts}")
         return found, {}
     with reading_and_writing(directory.artifacts):
@@ -203,7 +206,7 @@ def make_artifacts(
                     calibration=calibration,
                     origin=_BEFORE_QUANTIZATION if source is not quantized and quantized else "",
                     to_keras3=to_keras3,
-                    multi_label=multi_label,
+                    kinds=kinds,
                 )
                 certificate = certify(
                     written.path,
@@ -217,7 +220,7 @@ def make_artifacts(
             except (ExportError, CertificationError, ConversionError, ModelError) as error:
                 uncertified[format] = str(error)
                 continue
-            made[format] = _artifact(written, certificate)
+            made[format] = _artifact(written, certificate, kinds)
             summaries[format] = _summary(made[format], certificate.write_sidecar(written.path))
     if uncertified:
         return made, uncertified
@@ -245,7 +248,9 @@ def _read(what: str, arrays: Mapping[str, np.ndarray]) -> Any:
     return {n.removeprefix(start): each for n, each in arrays.items() if n.startswith(start)}
 
 
-def _artifact(written: ExportedModel, certificate: Certificate) -> Artifact:
+def _artifact(
+    written: ExportedModel, certificate: Certificate, kinds: Mapping[str, Kind]
+) -> Artifact:
     return Artifact(
         path=written.path,
         certificate=certificate,
@@ -254,6 +259,7 @@ def _artifact(written: ExportedModel, certificate: Certificate) -> Artifact:
         left_float=written.left_float,
         predictions=certificate.predictions,
         labels=certificate.labels,
+        kinds=kinds,
     )
 
 
@@ -268,7 +274,7 @@ def _summary(artifact: Artifact, sidecar: Path) -> Mapping[str, Any]:
 
 
 def _finished(
-    directory: RunDirectory, export: Export, result: StageResult
+    directory: RunDirectory, export: Export, result: StageResult, kinds: Mapping[str, Kind]
 ) -> dict[str, Artifact] | None:
     """The artifacts of a finished run, or `None` if a file is no longer what was certified."""
     found = {}
@@ -290,5 +296,6 @@ def _finished(
             left_float=tuple(summary["left_float"]),
             predictions=_read(format, result.arrays),
             labels=_read(_LABELS, result.arrays),
+            kinds=kinds,
         )
     return found

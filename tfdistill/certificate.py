@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdistill.comparison import Comparison, Runnable, compare_classifiers
+from tfdistill.comparison import Comparison, Runnable, compare
 from tfdistill.errors import CertificationError
 from tfdistill.evaluation import share_of_right
 from tfdistill.export import Limits
@@ -24,16 +24,17 @@ from tfdistill.litert.runtime import Latency, LiteRTModel, measure_latency
 from tfdistill.litert.sidecar import (
     check_artifact_path,
     describe_interface,
+    kinds_of,
     label_names_of,
-    multi_label_of,
     read_sidecar,
     sidecar_path,
     was_exported,
-    with_multi_label,
+    with_kinds,
     write_sidecar,
 )
 from tfdistill.named import by_name
 from tfdistill.output_certificate import (
+    ERRORS,
     OutputCertificate,
     OutputError,
     WorstExample,
@@ -70,14 +71,15 @@ class Certificate:
         weight_zeros: Weight tensor's name to its (zeros, weights).
         operators: Operators with their types; none of a SavedModel or a Keras file.
         examples: Size of the test set.
-        classes: Number of classes, or of labels; `None` of several outputs.
+        classes: Number of classes, of labels or of numbers; `None` of several outputs.
         accuracy: Share of right classes, of the artifact; of an output of several labels that may
-            be true together the share of labels decided right, over all examples and labels.
+            be true together the share of labels decided right, over all examples and labels; of
+            numbers R², the share of the labels' variance that is explained, their mean.
         reference_accuracy: The same of the model the artifact came from.
         per_class_accuracy: Of the artifact, by class, `None` for a class without examples; or by
-            label, over all examples.
+            label, over all examples; so of numbers.
         agreement: Share of examples on which both predict the same class; or of labels on which
-            both decide the same.
+            both decide the same; of numbers R², of the model's that is explained.
         output_error: Difference of their outputs; `None` if no output is finite.
         worst_examples: Those with the largest difference, worst first.
         latency: Of the artifact; `None` of one that is not run in LiteRT.
@@ -90,13 +92,16 @@ class Certificate:
         left_float: What is not as the format's name says, and why, a sentence each.
         layers_left_float: Layer to the reason why quantization-aware training left it in float.
         predictions: The artifact's class for each example, int64 `[examples]`; of several labels
-            its yes or no to each, int64 `[examples, labels]`; of several outputs by name; not
-            written.
+            its yes or no to each, int64 `[examples, labels]`; its numbers; of several outputs by
+            name; not written.
         labels: What is true of each, in the same form; by name of those outputs that have labels;
             not written.
         outputs: Of several outputs what is said of each, by name.
         counted: What accuracy and agreement count: "classes", one for each example; "labels" of an
-            output that answers yes or no to each of several; "examples" of several outputs.
+            output that answers yes or no to each of several; "numbers"; "examples" of several
+            outputs, of which those of numbers do not count there.
+        mean_absolute_errors: Of the artifact's numbers, each in the unit of its labels; else empty.
+        reference_mean_absolute_errors: Of the model's.
     """
 
     artifact: str
@@ -129,6 +134,8 @@ class Certificate:
     labels: Any = field(default=None, repr=False, compare=False)
     outputs: Mapping[str, OutputCertificate] = field(default_factory=dict)
     counted: str = "classes"
+    mean_absolute_errors: tuple[float | None, ...] = ()
+    reference_mean_absolute_errors: tuple[float | None, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -152,15 +159,16 @@ class Certificate:
         """The certificate in JSON's types, without `predictions` and `labels`."""
         found = {**asdict(self), "passed": self.passed}
         del found["predictions"], found["labels"]
-        if not self.outputs:
-            del found["outputs"]
+        for name in ("outputs", *ERRORS):
+            if not found[name]:
+                del found[name]
         return found
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Certificate:
         """The certificate that `to_dict` gave, also after a trip through JSON."""
         values = {name: value for name, value in content.items() if name != "passed"}
-        for name in ("failures", "label_names", "left_float", "per_class_accuracy"):
+        for name in ("failures", "label_names", "left_float", "per_class_accuracy", *ERRORS):
             values[name] = tuple(values.get(name, ()))  # an older one may lack it
         values["operators"] = tuple(Operator(**each) for each in values["operators"])
         values["worst_examples"] = tuple(WorstExample(**e) for e in values["worst_examples"])
@@ -208,7 +216,7 @@ class Certificate:
         interface = kept["interface"] if kept else describe_interface(inspection)
         if not ours and not label_names_of(interface):
             interface = self._with_label_names(interface)
-        interface = with_multi_label(interface, self._multi_label(interface))
+        interface = with_kinds(interface, self._kinds(interface))
         return write_sidecar(
             path,
             inspection=inspection,
@@ -219,11 +227,11 @@ class Certificate:
             exported=ours,
         )
 
-    def _multi_label(self, interface: Mapping[str, Any]) -> list[str]:
-        """Names in the artifact of the outputs of several labels that may be true together."""
+    def _kinds(self, interface: Mapping[str, Any]) -> dict[str, str]:
+        """What outputs answer, by their names in the artifact."""
         if self.outputs:
-            return [each.name for each in self.outputs.values() if each.counted == "labels"]
-        return [each["name"] for each in interface["outputs"]] if self.counted == "labels" else []
+            return {each.name: each.counted for each in self.outputs.values()}
+        return {each["name"]: self.counted for each in interface["outputs"]}
 
     def _with_label_names(self, interface: dict[str, Any]) -> dict[str, Any]:
         """How the artifact is read, with the classes' names."""
@@ -251,7 +259,8 @@ def certify(
     For classifiers with outputs `[batch, classes]`, or `[batch, 1]` for two classes: class 1
     is then a probability above 0.5, where the artifact ends in a sigmoid, or a logit above 0. So is
     each label of an output of several that may be true together, `[batch, labels]`: of these the
-    JSON file beside the artifact knows, or rows of labels with several ones, or none, tell.
+    JSON file beside the artifact knows, or rows of labels with several ones, or none, tell. And for
+    models with outputs of numbers, `[batch, numbers]`, which the JSON file says that they are.
     Each of several outputs is held against the limits; one without labels but for its accuracy.
     The set is read batch by batch; outputs and labels are kept, inputs are not.
 
@@ -264,8 +273,8 @@ def certify(
         data: Batches `(x, y)` or `(x, y, weights)`, such as a `tf.data.Dataset`, or one such
             tuple of arrays. `x` is what the model takes; `y` is class numbers `[batch]` or
             one-hot rows `[batch, classes]`, or rows `[batch, labels]` of numbers in [0, 1], yes
-            above 0.5; of several outputs by name, some may be missing, or a tuple in the model's
-            order. Weights are not used.
+            above 0.5, or numbers `[batch]` or `[batch, numbers]`; of several outputs by name, some
+            may be missing, or a tuple in the model's order. Weights are not used.
         limits: What passes; by default the format's own limits.
         float32_path: The float32 student's artifact, to compare latencies.
         label_names: The classes' names; by default those in the JSON file beside the artifact,
@@ -294,8 +303,7 @@ def certify(
     known = _described(path, inspection.sha256)
     format = known["artifact"]["format"] if known else inspection.format
     certified_before = (known or {}).get("certificate") or {}
-    known_labels = multi_label_of(known["interface"]) if known else ()
-    run = compare_classifiers(artifact, model, data, known_labels)
+    run = compare(artifact, model, data, kinds_of(known["interface"]) if known else {})
     names = _label_names(label_names, run, known)
     limits = (limits or Limits()).for_format(inspection.format)
     outputs = {
@@ -341,12 +349,13 @@ def _answers(run: Comparison, outputs: Mapping[str, OutputCertificate]) -> dict[
         del found["name"]
         return {**found, "predictions": predictions[""], "labels": labels[""]}
     references = {name: each.reference_predictions for name, each in run.outputs.items()}
+    kinds = {name: each.kind for name, each in run.outputs.items()}
     return {
         "classes": None,
-        "accuracy": share_of_right(predictions, labels),
-        "reference_accuracy": share_of_right(references, labels),
+        "accuracy": share_of_right(predictions, labels, kinds),
+        "reference_accuracy": share_of_right(references, labels, kinds),
         "per_class_accuracy": (),
-        "agreement": share_of_right(predictions, references),
+        "agreement": share_of_right(predictions, references, kinds),
         "output_error": None,
         "worst_examples": (),
         "predictions": predictions,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,16 @@ from tfdistill import __version__
 from tfdistill.errors import RunDirectoryError, TfdistillError
 
 if TYPE_CHECKING:
+    from tfdistill.certificate import Certificate, OutputCertificate
     from tfdistill.inspection.benchmark import Benchmark
 
 _PASSED, _FAILED, _ERROR, _WARNED = 0, 1, 2, 3
 _STATUS = {"pass": _PASSED, "warn": _WARNED, "fail": _FAILED}
 _JUDGED = "Exit status: 0 the artifact passed, 1 it failed, 2 it could not be judged."
+_WORDS = {  # for accuracy and agreement, where these are of something else than of classes
+    "labels": ("accuracy of labels", "agreement of labels"),
+    "numbers": ("R²", "R² against the model"),
+}
 _LIMITS = ("max_accuracy_drop", "min_agreement", "max_output_error_steps")
 
 
@@ -138,21 +144,10 @@ def _certify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(certificate.to_dict())
     else:
-        of_labels = " of labels" if certificate.counted == "labels" else ""
-        print(
-            f"{arguments.artifact}: {'passed' if certificate.passed else 'FAILED'}; "
-            f"accuracy{of_labels} {certificate.accuracy:.4f} in LiteRT, "
-            f"{certificate.reference_accuracy:.4f} in Keras; agreement {certificate.agreement:.4f}"
-        )
+        passed = "passed" if certificate.passed else "FAILED"
+        print(f"{arguments.artifact}: {passed}; {_shares(certificate)}")
         for name, output in certificate.outputs.items():
-            accuracy = "no labels"
-            of_labels = " of labels" if output.counted == "labels" else ""
-            if output.accuracy is not None:
-                accuracy = (
-                    f"accuracy{of_labels} {output.accuracy:.4f} in LiteRT, "
-                    f"{output.reference_accuracy:.4f} in Keras"
-                )
-            print(f"  {name}: {accuracy}; agreement{of_labels} {output.agreement:.4f}")
+            print(f"  {name}: {_shares(output)}")
         for failure in certificate.failures:
             print(f"  {failure}")
     return _PASSED if certificate.passed else _FAILED
@@ -160,6 +155,25 @@ def _certify(arguments: argparse.Namespace) -> int:
 
 def _print_json(content: Mapping[str, Any]) -> None:
     print(json.dumps(content, indent=2, allow_nan=False))
+
+
+def _shares(said: Certificate | OutputCertificate) -> str:
+    """How right an artifact, or an output of it, is."""
+    what, shared = _WORDS.get(said.counted, ("accuracy", "agreement"))
+    parts = ["no labels"]
+    if said.accuracy is not None and not math.isnan(said.accuracy):
+        parts = [f"{what} {said.accuracy:.4f} in LiteRT, {said.reference_accuracy:.4f} in Keras"]
+    for ours, theirs in zip(
+        said.mean_absolute_errors, said.reference_mean_absolute_errors, strict=True
+    ):
+        parts.append(f"mean absolute error {_number(ours)} in LiteRT, {_number(theirs)} in Keras")
+    if not math.isnan(said.agreement):
+        parts.append(f"{shared} {said.agreement:.4f}")
+    return "; ".join(parts)
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4g}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,11 +1,8 @@
-"""An artifact and the model it came from, both run over a whole test set.
-
-For classifiers; another task adds its own function beside `compare_classifiers`.
-"""
+"""An artifact and the model it came from, both run over a whole test set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,8 +14,10 @@ from tfdistill.evaluation import decided
 from tfdistill.heads import output_names
 from tfdistill.litert.flatbuffer import Inspection, TensorInterface
 from tfdistill.litert.runtime import inputs_by_name, signature_names
+from tfdistill.named import Kind
 from tfdistill.outputs import are_probabilities
 from tfdistill.plans import by_output
+from tfdistill.regression import numbers_of
 
 _BATCH = 256
 
@@ -48,14 +47,14 @@ class Compared:
 
     Attributes:
         name: Its name in the artifact.
-        classes: Number of classes, or of labels.
+        classes: Number of classes, of labels or of numbers.
         outputs: The artifact's, float32 `[examples, units]`.
         reference_outputs: The model's, float32 `[examples, units]`.
         predictions: The artifact's classes, int64 `[examples]`; of several labels that may be true
-            together its yes, 1, or no, 0, to each, int64 `[examples, labels]`.
+            together its yes, 1, or no, 0, to each, int64 `[examples, labels]`; of numbers these.
         reference_predictions: The model's, in the same form.
         labels: What is true, in the same form; `None` where the set has no labels.
-        multi_label: Whether it is of several labels that may be true together.
+        kind: What it answers.
     """
 
     name: str
@@ -65,7 +64,7 @@ class Compared:
     predictions: np.ndarray
     reference_predictions: np.ndarray
     labels: np.ndarray | None
-    multi_label: bool = False
+    kind: Kind = "classes"
 
 
 @dataclass(frozen=True)
@@ -83,26 +82,28 @@ class Comparison:
     first: dict[str, np.ndarray]
 
 
-def compare_classifiers(
-    artifact: Runnable, model: Any, data: Any, multi_label: Collection[str] = ()
+def compare(
+    artifact: Runnable, model: Any, data: Any, kinds: Mapping[str, Kind] | None = None
 ) -> Comparison:
     """Runs both over a test set, batch by batch; inputs are not kept.
 
     Args:
-        artifact: With outputs `[batch, classes]`, or `[batch, 1]` for two classes.
+        artifact: With outputs `[batch, classes]`, or `[batch, 1]` for two classes; or
+            `[batch, numbers]`.
         model: A Keras model, or a function from a batch of inputs to `[batch, classes]`; of several
             outputs to a dictionary by name.
         data: Batches `(x, y)` or `(x, y, weights)`, or one such tuple of arrays. Of several outputs
             `y` is by name, and may lack some, or in their order.
-        multi_label: Names in the artifact of the outputs that are known to be of several labels
-            which may be true together; labels that are rows with several ones, or none, say so,
-            too. A label is a yes above 0.5.
+        kinds: What outputs are known to answer, by their names in the artifact. Labels that are
+            rows with several ones, or none, say that it is "labels", too, which may be true
+            together: yes above 0.5.
 
     Raises:
         DataError: The data is empty or endless, has other shapes, or labels outside the classes.
-        ModelError: They are no such classifiers.
+        ModelError: They have no such outputs.
     """
-    classes = _classes(artifact)
+    kinds = kinds or {}
+    classes = _classes(artifact, kinds)
     names = _input_names(model, artifact)
     ends = _ends(model, artifact)  # the model's names of the outputs to the artifact's
     reference = _reference(model, signature_names(names), artifact, ends)
@@ -110,8 +111,10 @@ def compare_classifiers(
     ours: dict[str, list[np.ndarray]] = {name: [] for name in ends}
     theirs: dict[str, list[np.ndarray]] = {name: [] for name in ends}
     units = {spec.name: spec.shape[1] for spec in artifact.outputs}
-    labels = {
-        name: _Labels(units[end], classes[end], end in multi_label, name)
+    labels: dict[str, _Labels | _Numbers] = {
+        name: _Numbers(units[end], name)
+        if kinds.get(end) == "numbers"
+        else _Labels(units[end], classes[end], kinds.get(end) == "labels", name)
         for name, end in ends.items()
     }
     first: dict[str, np.ndarray] = {}
@@ -144,13 +147,13 @@ def compare_classifiers(
     for name, end in ends.items():
         threshold = 0.5 if end in artifact.inspection.probabilities else 0.0
         outputs, references = np.concatenate(ours[name]), np.concatenate(theirs[name])
-        count, several = labels[name].examples, labels[name].multi_label
+        count, kind = labels[name].examples, labels[name].kind
         if count and count != len(outputs):
             raise DataError(
                 f"`data` must have labels for the output {name!r} in every batch, or in none.",
                 received=f"{count} labels for {len(outputs)} examples",
             )
-        if several and threshold and are_probabilities(references):
+        if kind == "labels" and threshold and are_probabilities(references):
             raise DataError(
                 f"{labels[name].who} must have class numbers or one-hot rows for an output that "
                 "ends in a softmax.",
@@ -163,23 +166,26 @@ def compare_classifiers(
             classes=classes[end],
             outputs=outputs,
             reference_outputs=references,
-            predictions=_predicted(outputs, threshold, several),
-            reference_predictions=_predicted(references, threshold, several),
+            predictions=_predicted(outputs, threshold, kind),
+            reference_predictions=_predicted(references, threshold, kind),
             labels=labels[name].joined(),
-            multi_label=several,
+            kind=kind,
         )
     return Comparison(compared, len(outputs), first)
 
 
-def _classes(artifact: Runnable) -> dict[str, int]:
-    """Number of classes by the output's name in the artifact."""
+def _classes(artifact: Runnable, kinds: Mapping[str, Kind]) -> dict[str, int]:
+    """Number of classes, or of what else it answers, by the output's name in the artifact."""
     if any(len(spec.shape) != 2 for spec in artifact.outputs):
         raise ModelError(
-            "`path` must be a classifier with one output [1, classes], or several.",
+            "`path` must be a model with one output [1, classes], or several.",
             received=", ".join(f"{spec.name} {spec.shape}" for spec in artifact.outputs),
             hint="Export a model of the outputs to certify.",
         )
-    return {spec.name: max(2, spec.shape[1]) for spec in artifact.outputs}
+    return {
+        spec.name: spec.shape[1] if kinds.get(spec.name) == "numbers" else max(2, spec.shape[1])
+        for spec in artifact.outputs
+    }
 
 
 def _ends(model: Any, artifact: Runnable) -> dict[str, str]:
@@ -220,8 +226,10 @@ def _labels_by_output(labels: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: each for name, each in found.items() if each is not None}
 
 
-def _predicted(outputs: np.ndarray, threshold: float, multi_label: bool) -> np.ndarray:
-    if multi_label:
+def _predicted(outputs: np.ndarray, threshold: float, kind: Kind) -> np.ndarray:
+    if kind == "numbers":
+        return outputs
+    if kind == "labels":
         return decided(outputs, threshold)
     if outputs.shape[1] == 1:
         return (outputs[:, 0] > threshold).astype(np.int64)
@@ -333,10 +341,15 @@ class _Labels:
         who: What errors call the data.
     """
 
+    @property
+    def kind(self) -> Kind:
+        """What the output answers, by what is known."""
+        return "labels" if self.multi_label else "classes"
+
     def __init__(self, units: int, classes: int, multi_label: bool, output: str) -> None:
         self.examples = 0
         self.multi_label = multi_label
-        self.who = f"`data`, for the output {output!r}," if output else "`data`"
+        self.who = _who(output)
         self._units, self._classes, self._known = units, classes, multi_label
         self._numbers: list[np.ndarray] = []
         self._decided: list[np.ndarray] = []  # not the rows themselves, which are larger
@@ -385,6 +398,60 @@ class _Labels:
                 received="rows with several ones, or none, and class numbers",
             )
         return np.concatenate(self._decided).astype(np.int64)
+
+
+class _Numbers:
+    """The numbers that one output is to give, batch by batch.
+
+    Args:
+        units: Of the output.
+        output: Its name, where there are several.
+
+    Attributes:
+        examples: How many have labels.
+        kind: "numbers".
+        who: What errors call the data.
+    """
+
+    kind: Kind = "numbers"
+
+    def __init__(self, units: int, output: str) -> None:
+        self.examples = 0
+        self.who = _who(output)
+        self._units = units
+        self._rows: list[np.ndarray] = []
+
+    def add(self, given: Any, size: int) -> None:
+        """Takes those of a batch of so many examples.
+
+        Raises:
+            DataError: They are not so many finite numbers.
+        """
+        labels = np.asarray(given)
+        if labels.shape != (size, self._units) and (labels.shape, self._units) != ((size,), 1):
+            raise DataError(
+                f"{self.who} must have labels [batch, {self._units}]: the artifact gives so many "
+                "numbers.",
+                received=labels.shape,
+            )
+        rows = numbers_of(labels)
+        if not np.isfinite(rows).all():
+            raise DataError(
+                f"{self.who} must have labels that are finite numbers.",
+                received=float(rows[~np.isfinite(rows)][0]),
+                hint="Leave examples without a label out.",
+            )
+        self._rows.append(rows)
+        self.examples += size
+
+    def joined(self) -> np.ndarray | None:
+        """Float32 `[examples, units]`; `None` where there are no labels."""
+        return np.concatenate(self._rows) if self._rows else None
+
+
+def _who(output: str) -> str:
+    """What errors call the data."""
+    return f"`data`, for the output {output!r}," if output else "`data`"
 
 
 def _class_numbers(labels: np.ndarray, size: int, classes: int, who: str) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,12 @@ from tfdistill.errors import ModelError, SettingError
 from tfdistill.export.exported import check_before_training
 from tfdistill.fitting import metrics_of
 from tfdistill.heads import Head
+from tfdistill.kinds import kind_of, refuse_losses_of_others
 from tfdistill.labels import label_loss_for
 from tfdistill.litert.runtime import signature_names
-from tfdistill.losses import DistillationLoss, RegressionTargets, Shapes
+from tfdistill.losses import Shapes
 from tfdistill.losses.base import shown
-from tfdistill.multi_label import is_multi_label, refuse_losses_of_classes
-from tfdistill.named import by_name, one_or_all
+from tfdistill.named import Kind, by_name, one_or_all
 from tfdistill.plans import planned
 from tfdistill.pruning import plan_pruning
 from tfdistill.quantization import quantize
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Door"]
 
+_METRICS = {"numbers": "mean_absolute_error"}
+
 
 class Door:
     """Checks everything that needs the models but no data.
@@ -43,7 +45,6 @@ class Door:
         names, asked = self.prepared.outputs, pipeline.distillation
         self.heads = self.prepared.heads()
         _require_classes(self.heads)
-        _refuse_numbers(asked.every_loss)
         plans = planned(asked.losses, asked.label_loss_weight, asked.unlabelled, names)
         self.teacher = teacher_for(asked.every_loss, teacher)
         if isinstance(self.teacher, Nobody) and asked.store_targets is True:
@@ -65,6 +66,8 @@ class Door:
                 hint="It says something else after each step, so it is asked at each.",
             )
         plans, matches = match_all(plans, model, self.teacher)
+        self.plans = plans
+        self._check_numbers(asked.label_smoothing)
         marks = {name: plan.unlabelled for name, plan in plans.items()}
         unmarked = all(mark is None for mark in marks.values())
         self.distillation = replace(  # with all layers named
@@ -75,7 +78,6 @@ class Door:
         )
         distiller = distiller_of(self.distillation, model, self.teacher, steps=1)
         self.notes = (*distiller.notes, *matches)
-        self.plans = plans
         logits = one_or_all({name: head.shape for name, head in self.heads.items()})
         self._answered = answered(plans, Shapes(logits, {}), self.teaching.shapes)
         if pipeline.pruning is not None:
@@ -91,6 +93,7 @@ class Door:
             pipeline.export,
             quantization_aware=trained_for_int8,
             to_keras3=self.prepared.hand_back,
+            kinds=by_name(self.kinds),
         )
         inputs = model.inputs
         self.input_shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else None
@@ -102,30 +105,46 @@ class Door:
 
     @property
     def classes(self) -> Any:
-        """Number of classes, or of labels; of several outputs by name."""
-        return one_or_all({name: max(2, _units(head)) for name, head in self.heads.items()})
+        """Number of classes, of labels or of numbers; of several outputs by name."""
+        kinds = by_name(self.kinds)
+        return one_or_all(
+            {
+                name: _units(head) if kind == "numbers" else max(2, _units(head))
+                for (name, head), kind in zip(self.heads.items(), kinds.values(), strict=True)
+            }
+        )
 
     @property
-    def multi_label(self) -> Any:
-        """Whether labels in rows are of several that may be true together; by name of several."""
+    def kinds(self) -> Any:
+        """What the output answers; of several by name. For "labels" labels must be in rows."""
         found = {
-            name: is_multi_label(head.activation, head.classes, self.plans[name].losses)
+            name: kind_of(head.activation, head.classes, self.plans[name].losses)
             for name, head in self.heads.items()
         }
         return one_or_all(found)
 
-    def check_losses_of_labels(self, multi_label: Collection[str]) -> None:
-        """Refuses losses of classes for outputs of several labels.
+    def check_losses_of(self, kinds: Mapping[str, Kind]) -> None:
+        """Refuses losses that take an output for what it is not.
 
         Args:
-            multi_label: Names of these outputs, as in `RunData`.
+            kinds: What outputs answer, as in `RunData`.
 
         Raises:
             SettingError: There is such a loss.
         """
         for name, plan in self.plans.items():
-            if name in multi_label or "" in multi_label:
-                refuse_losses_of_classes(plan.losses, name if len(self.plans) > 1 else "")
+            output = name if len(self.plans) > 1 else ""
+            refuse_losses_of_others(plan.losses, kinds.get(output, "classes"), output)
+
+    def _check_numbers(self, smoothing: float) -> None:
+        """Refuses what makes no sense where all labels are numbers."""
+        kinds = by_name(self.kinds).values()
+        if smoothing and all(kind == "numbers" for kind in kinds):
+            raise SettingError(
+                "`label_smoothing` must be 0 where labels are numbers.",
+                received=smoothing,
+                hint="It spreads a label over the classes. Leave it out.",
+            )
 
     @property
     def require_labels(self) -> Any:
@@ -155,10 +174,12 @@ class Door:
         return found if len(self.heads) > 1 else one_or_all(found)
 
     def accuracy(self, label_loss: Any) -> Any:
-        """New metrics of what is right; of several outputs by name, as the losses."""
+        """New metrics of what is right, or how wrong; of several outputs by name, as the losses."""
         metrics = {
-            name: metrics_of(["accuracy"], head, self.plans[name].losses)
-            for name, head in self.heads.items()
+            name: metrics_of([_METRICS.get(kind, "accuracy")], head, self.plans[name].losses)
+            for (name, head), kind in zip(
+                self.heads.items(), by_name(self.kinds).values(), strict=True
+            )
         }
         if len(metrics) == 1:
             return one_or_all(metrics)
@@ -183,18 +204,6 @@ class Door:
 
 def _units(head: Head) -> int:
     return int(head.classes or 0)
-
-
-def _refuse_numbers(losses: Sequence[DistillationLoss]) -> None:
-    """Refuses losses of numbers, which no stage after the first knows what to make of."""
-    for loss in losses:
-        if isinstance(loss, RegressionTargets):
-            raise SettingError(
-                "`losses` must be of classes or labels in a pipeline, whose accuracy and "
-                "certificates are of these.",
-                received=f"{loss.name!r}, which is of numbers",
-                hint="Train such a student with td.Distiller, which takes this loss.",
-            )
 
 
 def _require_classes(heads: Mapping[str, Head]) -> None:

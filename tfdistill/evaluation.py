@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from tfdistill._keras import tf
 from tfdistill.errors import DataError
-from tfdistill.named import by_name, one_or_all
+from tfdistill.named import Kind, by_name, one_or_all
 from tfdistill.outputs import predicted_classes
+from tfdistill.regression import errors_of_numbers, explained, explained_of_each, numbers_of
 
 
 class Predictions(Protocol):
@@ -21,12 +23,17 @@ class Predictions(Protocol):
     def predictions(self) -> Any:
         """The predicted class of every example, int64 `[examples]`; of several outputs by name.
 
-        Of an output of several labels `[examples, labels]`: 1 for each that is predicted, else 0.
+        Of an output of several labels `[examples, labels]`: 1 for each that is predicted, else 0;
+        of numbers these, float32 `[examples, numbers]`.
         """
 
     @property
     def labels(self) -> Any:
         """What is true, in the same form; by name, of those outputs that have labels."""
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """What outputs answer, by name; of the only output under "". Those not there: classes."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,14 @@ class Evaluation:
 
     Attributes:
         logits: float32 `[examples, classes]`.
-        labels: int64 `[examples]`; of an output of several labels `[examples, labels]`, 0 or 1.
-        multi_label: Names of these outputs; of the only output, "".
+        labels: int64 `[examples]`; of an output of several labels `[examples, labels]`, 0 or 1; of
+            numbers float32 `[examples, numbers]`.
+        kinds: What outputs answer, by name; of the only output under "". Those not there: classes.
     """
 
     logits: Any
     labels: Any
-    multi_label: Collection[str] = ()
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,16 +61,14 @@ class Evaluation:
 
     def of(self, output: str) -> Evaluation:
         """That of one output of several, which the model has and the set has labels for."""
-        found = ("",) if output in self.multi_label else ()
+        found = {"": self.kinds[output]} if output in self.kinds else {}
         return Evaluation(self.logits[output], self.labels[output], found)
 
     @property
     def predictions(self) -> Any:
         """See `Predictions`."""
         found = {
-            name: decided(logits, 0.0)
-            if name in self.multi_label
-            else np.asarray(predicted_classes(logits))
+            name: _PREDICTED[self.kinds.get(name, "classes")](logits)
             for name, logits in by_name(self.logits).items()
         }
         return found if self.names else one_or_all(found)
@@ -71,21 +77,25 @@ class Evaluation:
     def accuracy(self) -> float:
         """Share of examples whose predicted class is the label; or of labels decided right.
 
-        Of several outputs: of examples on which all classes, and all labels, are right; NaN where
-        the model does not have all outputs that are labelled.
+        Of numbers R², the share of their variance that is explained, see `regression`. Of several
+        outputs: of examples on which all classes, and all labels, are right; NaN where the model
+        does not have all of these that are labelled, or there are none.
         """
-        return share_of_right(self.predictions, self.labels)
+        return share_of_right(self.predictions, self.labels, self.kinds)
 
     @property
     def per_class_accuracy(self) -> tuple[float, ...]:
         """Accuracy on the examples of each class; NaN for a class the set does not hold.
 
-        Of several labels each one's, on all examples. Of several outputs nothing: see `of`.
+        Of several labels each one's, on all examples; so of numbers. Of several outputs nothing:
+        see `of`.
         """
         if self.names:
             return ()
+        if self.kinds.get("") == "numbers":
+            return explained_of_each(self.logits, self.labels)
         right = self.predictions == self.labels
-        if self.multi_label:
+        if self.kinds.get("") == "labels":
             return tuple(right.mean(axis=0).tolist())
         classes = max(2, self.logits.shape[-1])
         return tuple(
@@ -93,23 +103,34 @@ class Evaluation:
             for c in range(classes)
         )
 
+    @property
+    def mean_absolute_errors(self) -> tuple[float, ...]:
+        """Of numbers, each in the unit of its labels; else, and of several outputs, nothing."""
+        if self.kinds.get("") != "numbers" or self.names:
+            return ()
+        return errors_of_numbers(self.logits, self.labels)
 
-def share_of_right(predictions: Any, labels: Any) -> float:
+
+def share_of_right(predictions: Any, labels: Any, kinds: Mapping[str, Kind]) -> float:
     """Share of examples on which the predicted classes of all outputs are the labels.
 
     Of one output with several labels: of its labels, over all examples; of several outputs an
-    example is right where each of its labels is, too.
+    example is right where each of its labels is, too. Of numbers alone R²; of several outputs those
+    of numbers do not count.
 
     Args:
-        predictions: int64 `[examples]` or `[examples, labels]`; of several outputs by name.
+        predictions: As in `Predictions`; of several outputs by name.
         labels: The same, of those that have labels; NaN is the share where none has.
+        kinds: As in `Predictions`.
     """
+    several = isinstance(predictions, Mapping)
     found, wanted = by_name(predictions), by_name(labels)
+    if kinds.get("") == "numbers" and not several:
+        return explained(found[""], wanted[""])
+    wanted = {name: each for name, each in wanted.items() if kinds.get(name) != "numbers"}
     if not wanted or not wanted.keys() <= found.keys():
         return float("nan")
-    return _share(
-        [found[name] == wanted[name] for name in wanted], several=isinstance(predictions, Mapping)
-    )
+    return _share([found[name] == wanted[name] for name in wanted], several=several)
 
 
 def _share(same: Sequence[np.ndarray], *, several: bool) -> float:
@@ -124,7 +145,8 @@ def _share(same: Sequence[np.ndarray], *, several: bool) -> float:
 def agreement(one: Predictions, other: Predictions) -> float:
     """Share of examples on which both predict the same class; or of labels, for several labels.
 
-    Of several outputs: the same classes and labels, for those that both have.
+    Of numbers R², with the other's as what is to be explained. Of several outputs: the same classes
+    and labels, for those that both have; NaN where there are none.
 
     Raises:
         DataError: They did not see the same examples in the same order.
@@ -132,8 +154,8 @@ def agreement(one: Predictions, other: Predictions) -> float:
     for name, labels in by_name(one.labels).items():
         require_same_labels(labels, by_name(other.labels)[name])
     ours, theirs = by_name(one.predictions), by_name(other.predictions)
-    same = [ours[name] == theirs[name] for name in ours if name in theirs]
-    return _share(same, several=isinstance(one.predictions, Mapping))
+    both = {name: each for name, each in theirs.items() if name in ours}
+    return share_of_right(one.predictions, one_or_all(both) if "" in both else both, one.kinds)
 
 
 def require_same_labels(one: np.ndarray, other: np.ndarray) -> None:
@@ -153,7 +175,7 @@ def require_same_labels(one: np.ndarray, other: np.ndarray) -> None:
 
 
 def evaluate(
-    logits_of: Callable[[Any], Any], data: Any, multi_label: Collection[str] = ()
+    logits_of: Callable[[Any], Any], data: Any, kinds: Mapping[str, Kind] | None = None
 ) -> Evaluation:
     """Runs a model over a test set; keeps its logits, not the inputs.
 
@@ -161,9 +183,10 @@ def evaluate(
         logits_of: From a batch of inputs to logits `[batch, classes]`; of several outputs by name.
         data: `tf.data` set of batches `(inputs, labels)` or `(inputs, labels, weights)`; labels
             are class numbers or one-hot; of several outputs by name.
-        multi_label: Names of the outputs whose labels are rows of several that may be true
-            together, yes above 0.5; of the only output, "".
+        kinds: Which outputs have other labels, as in `Predictions`: rows of "labels" that may be
+            true together, yes above 0.5; or "numbers".
     """
+    kinds = kinds or {}
     # Concrete: of functions that are traced again in each evaluation TensorFlow warns.
     run = tf.function(logits_of).get_concrete_function(
         tf.nest.map_structure(_any_batch, data.element_spec[0])
@@ -173,7 +196,7 @@ def evaluate(
     for inputs, batch_labels, *_ in data:
         logits.append(tf.nest.map_structure(_as_float32, run(inputs)))
         true = {
-            name: decided(each, 0.5) if name in multi_label else class_numbers(each)
+            name: _TRUE[kinds.get(name, "classes")](each)
             for name, each in by_name(batch_labels).items()
         }
         labels.append(one_or_all(true) if "" in true else true)
@@ -181,7 +204,7 @@ def evaluate(
     def joined(batches: list[Any]) -> Any:
         return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
 
-    return Evaluation(joined(logits), joined(labels), multi_label)
+    return Evaluation(joined(logits), joined(labels), kinds)
 
 
 def _any_batch(spec: tf.TensorSpec) -> tf.TensorSpec:
@@ -204,3 +227,15 @@ def class_numbers(labels: Any) -> np.ndarray:
     if labels.ndim == 2 and labels.shape[1] > 1:
         return labels.argmax(axis=1).astype(np.int64)
     return labels.reshape(-1).astype(np.int64)
+
+
+_PREDICTED: dict[Kind, Callable[[Any], np.ndarray]] = {  # of logits
+    "classes": lambda logits: np.asarray(predicted_classes(logits)),
+    "labels": partial(decided, threshold=0.0),
+    "numbers": np.asarray,
+}
+_TRUE: dict[Kind, Callable[[Any], np.ndarray]] = {  # of labels in a batch
+    "classes": class_numbers,
+    "labels": partial(decided, threshold=0.5),
+    "numbers": numbers_of,
+}

@@ -13,9 +13,9 @@ from tfdistill import bridge
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import DataError, ModelError, SettingError, TfdistillError
 from tfdistill.heads import Head, output_names
+from tfdistill.kinds import kind_of
 from tfdistill.labels import LabelLoss, accuracy_metric, per_example_label_loss
 from tfdistill.losses import DistillationLoss, Shapes
-from tfdistill.multi_label import is_multi_label
 from tfdistill.outputs import ModelView, is_functional
 from tfdistill.schedules import is_zero
 from tfdistill.targets.stored import unknown_examples
@@ -225,13 +225,13 @@ def metrics_of(
         losses: What it is taught.
     """
     activation, units = view.activation, view.classes
-    multi_label = is_multi_label(activation, units, losses)
+    kind = kind_of(activation, units, losses)
     return tf.nest.map_structure(
         lambda metric: accuracy_metric(
             bridge.to_tf_keras_metric(metric),
             activation=activation,
             units=units,
-            multi_label=multi_label,
+            kind=kind,
         ),
         metrics,
     )

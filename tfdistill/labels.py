@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import DataError, SettingError
+from tfdistill.kinds import LabelAccuracy
 from tfdistill.losses.shared import mean_over_steps, unmasked
-from tfdistill.multi_label import LabelAccuracy
+from tfdistill.named import Kind
 from tfdistill.settings import is_number
 
 LabelLoss = Callable[..., tf.Tensor]
@@ -224,13 +225,15 @@ def weighted_by_labels(batches: Any, *, unlabelled: Any, model: Any) -> Any:
 
 
 def label_loss_for(labels: str, *, activation: str, units: int, smoothing: float = 0.0) -> Any:
-    """The cross-entropy that fits the labels and what the student returns.
+    """The loss that fits the labels and what the student returns: a cross-entropy.
+
+    Of numbers the mean squared difference.
 
     Args:
-        labels: "integers", "one-hot" or "multi-hot", as in `DataSummary.labels`.
+        labels: "integers", "one-hot", "multi-hot" or "numbers", as in `DataSummary.labels`.
         activation: What the student ends in: "linear", "softmax" or "sigmoid".
         units: The student's output units; 1 is binary.
-        smoothing: How much of each label is spread over all classes, in [0, 1).
+        smoothing: How much of each label is spread over all classes, in [0, 1); not of numbers.
 
     Returns:
         A tf_keras loss.
@@ -245,6 +248,8 @@ def label_loss_for(labels: str, *, activation: str, units: int, smoothing: float
             hint="Give their second column, labels[:, 1]; or let the models end in two units.",
         )
     losses = tf_keras.losses
+    if labels == "numbers":
+        return losses.MeanSquaredError()
     kinds = {
         "integers": losses.SparseCategoricalCrossentropy,
         "one-hot": losses.CategoricalCrossentropy,
@@ -276,7 +281,7 @@ class _BinaryOfClassNumbers(tf_keras.losses.BinaryCrossentropy):
 
 
 def accuracy_metric(
-    metric: Any, *, activation: str, units: int | None, multi_label: bool = False
+    metric: Any, *, activation: str, units: int | None, kind: Kind = "classes"
 ) -> Any:
     """`metric`, unless it is "accuracy" of one logit, which Keras would compare with 0.5.
 
@@ -286,11 +291,11 @@ def accuracy_metric(
         metric: As `compile` takes it.
         activation: What the output ends in: "linear", "softmax" or "sigmoid".
         units: Its units.
-        multi_label: Whether it answers yes or no to each of several labels.
+        kind: What it answers.
     """
     if not isinstance(metric, str) or metric not in ("accuracy", "acc"):
         return metric
-    if multi_label:
+    if kind == "labels":
         return LabelAccuracy(threshold=0.0 if activation == "linear" else 0.5)
     if units == 1 and activation == "linear":
         return tf_keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)

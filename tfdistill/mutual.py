@@ -26,11 +26,11 @@ from tfdistill.fitting import (
     require_same_classes,
     taken_over,
 )
+from tfdistill.kinds import kind_of
 from tfdistill.labels import LabelLoss, Labels
 from tfdistill.losses import DistillationLoss, SoftTargets
 from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, check_losses
 from tfdistill.matching import match_layers
-from tfdistill.multi_label import is_multi_label
 from tfdistill.outputs import ModelView, probe_inputs, refuse_probabilities
 from tfdistill.replicas import share_of_mean
 from tfdistill.schedules import Schedule
@@ -164,8 +164,8 @@ class MutualDistiller(tf_keras.Model):
                 if other != place:
                     matched, _ = pairs[place, other]
                     built = build_projections(matched, peer.shapes, view.shapes)
-                    multi_label = is_multi_label(view.activation, view.classes, matched)
-                    lessons[other] = Terms(matched, 0.0, built, multi_label=multi_label)
+                    kind = kind_of(view.activation, view.classes, matched)
+                    lessons[other] = Terms(matched, 0.0, built, kind=kind)
                     of = f"{self.names[place]}/{self.names[other]}"
                     projections |= {f"{of}/{loss}": layer for loss, layer in built.items()}
             network = models[place]
@@ -232,9 +232,10 @@ class MutualDistiller(tf_keras.Model):
                 )
                 member.scorer.compile(**own)
                 names = [*OWN_LOGS[:2], *(each.name for each in self.losses_taught)]
+                if all(terms.has_agreement for terms in member.lessons.values()):
+                    names.append(_PEER_AGREEMENT)
                 member.trackers = {
-                    log: tf_keras.metrics.Mean(name=f"{member.name}_{log}")
-                    for log in (*names, _PEER_AGREEMENT)
+                    log: tf_keras.metrics.Mean(name=f"{member.name}_{log}") for log in names
                 }
 
     @property
@@ -354,11 +355,12 @@ class MutualDistiller(tf_keras.Model):
         def mean(values: Sequence[tf.Tensor]) -> tf.Tensor:
             return tf.add_n(values) / len(values)
 
+        agreements = [peer.agreement for peer in peers if peer.agreement is not None]
         taught = {name: mean([peer.terms[name] for peer in peers]) for name in peers[0].terms}
         return own._replace(
             total=own.total + mean([peer.total for peer in peers]),
             terms=own.terms | taught,
-            agreement=mean([peer.agreement for peer in peers]),
+            agreement=mean(agreements) if agreements else None,
         )
 
     def _regularization(self) -> tf.Tensor:
@@ -375,7 +377,8 @@ class MutualDistiller(tf_keras.Model):
             trackers["loss"].update_state(step.total)
             for name, values in step.terms.items():
                 trackers[name].update_state(values * step.example_weights)
-            trackers[_PEER_AGREEMENT].update_state(step.agreement)
+            if _PEER_AGREEMENT in trackers:
+                trackers[_PEER_AGREEMENT].update_state(step.agreement)
             absent = set() if "label_loss" in step.terms else {"label_loss"}
             results |= {t.name: t.result() for n, t in trackers.items() if n not in absent}
             if labels is None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["by_name", "one_or_all"]
+# What an output answers: one class of several, yes or no to each of several labels, or numbers.
+Kind = Literal["classes", "labels", "numbers"]
+
+__all__ = ["Kind", "by_name", "one_or_all"]
 
 
 def one_or_all(by_output: Mapping[str, Any]) -> Any:

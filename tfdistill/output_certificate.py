@@ -10,10 +10,17 @@ import numpy as np
 
 from tfdistill.comparison import Compared
 from tfdistill.export import Limits
+from tfdistill.regression import errors_of_numbers, explained, explained_of_each
 
 __all__ = ["OutputCertificate", "OutputError", "WorstExample", "certified", "failures_of"]
 
 _WORST = 10
+_AGREEMENTS = {
+    "classes": "Artifact and model agree on {:.4f} of the examples",
+    "labels": "Artifact and model agree on {:.4f} of the labels",
+    "numbers": "The artifact explains {:.4f} of the variance of the model's numbers (R²)",
+}
+ERRORS = ("mean_absolute_errors", "reference_mean_absolute_errors")  # which only numbers have
 
 
 @dataclass(frozen=True)
@@ -50,14 +57,15 @@ class WorstExample:
         reference_prediction: The class that the model predicts.
         error: Its largest output error, in the unit of `OutputError`; `None` where an output is
             not finite.
-        of_label: Of several labels that may be true together the number of that whose output is
-            the farthest: the three above are then 1 for yes and 0 for no. `None` of a class.
+        of_label: Of several labels that may be true together, or of numbers, which of them is the
+            farthest: the three above are then 1 for yes and 0 for no, or that number. `None` of a
+            class.
     """
 
     index: int
-    label: int | None
-    prediction: int
-    reference_prediction: int
+    label: float | None
+    prediction: float | None
+    reference_prediction: float | None
     error: float | None
     of_label: int | None = None
 
@@ -68,19 +76,22 @@ class OutputCertificate:
 
     Attributes:
         name: Its name in the artifact.
-        classes: Number of classes, or of labels.
+        classes: Number of classes, of labels or of numbers.
         accuracy: Share of right classes, of the artifact, or of labels decided right, over all
-            examples and labels; `None` where the test set has no labels for it.
+            examples and labels; of numbers R², the share of the labels' variance that is explained,
+            their mean. `None` where the test set has no labels for it.
         reference_accuracy: The same of the model the artifact came from.
         per_class_accuracy: Of the artifact, by class, `None` for a class without examples; or by
-            label, over all examples.
+            label, over all examples; so of numbers.
         agreement: Share of examples on which both predict the same class; or of labels on which
-            both decide the same.
+            both decide the same; of numbers R², of the model's that is explained.
         output_error: Difference of their outputs; `None` if no output is finite.
         worst_examples: Those with the largest difference, worst first.
         label_names: The classes' names.
-        counted: What accuracy and agreement count: "classes", one for each example; or "labels" of
-            an output that answers yes or no to each of several.
+        counted: What accuracy and agreement count: "classes", one for each example; "labels" of an
+            output that answers yes or no to each of several; or "numbers".
+        mean_absolute_errors: Of the artifact's numbers, each in the unit of its labels; else empty.
+        reference_mean_absolute_errors: Of the model's.
     """
 
     name: str
@@ -93,6 +104,8 @@ class OutputCertificate:
     worst_examples: tuple[WorstExample, ...]
     label_names: tuple[str, ...] = ()
     counted: str = "classes"
+    mean_absolute_errors: tuple[float | None, ...] = ()
+    reference_mean_absolute_errors: tuple[float | None, ...] = ()
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> OutputCertificate:
@@ -105,6 +118,7 @@ class OutputCertificate:
                 "output_error": None if error is None else OutputError(**error),
                 "worst_examples": tuple(WorstExample(**e) for e in content["worst_examples"]),
                 "label_names": tuple(content["label_names"]),
+                **{name: tuple(content.get(name, ())) for name in ERRORS},
             }
         )
 
@@ -125,13 +139,16 @@ def certified(
         "reference_accuracy": None,
         "per_class_accuracy": (),
     }
-    if run.labels is not None:
+    agreement = float(np.mean(run.predictions == run.reference_predictions))
+    if run.kind == "numbers":
+        shares, agreement = _of_numbers(run)
+    elif run.labels is not None:
         right = run.predictions == run.labels
         shares = {
             "accuracy": float(np.mean(right)),
             "reference_accuracy": float(np.mean(run.reference_predictions == run.labels)),
             "per_class_accuracy": tuple(right.mean(axis=0).tolist())
-            if run.multi_label
+            if run.kind == "labels"
             else tuple(
                 float(np.mean(right[run.labels == label])) if label in run.labels else None
                 for label in range(run.classes)
@@ -140,13 +157,27 @@ def certified(
     return OutputCertificate(
         name=run.name,
         classes=run.classes,
-        agreement=float(np.mean(run.predictions == run.reference_predictions)),
+        agreement=agreement,
         output_error=error,
         worst_examples=worst,
         label_names=label_names,
-        counted="labels" if run.multi_label else "classes",
+        counted=run.kind,
         **shares,
     )
+
+
+def _of_numbers(run: Compared) -> tuple[dict[str, Any], float]:
+    """What depends on labels, and the agreement."""
+    agreement = explained(run.outputs, run.reference_outputs)
+    if run.labels is None:
+        return {"accuracy": None, "reference_accuracy": None, "per_class_accuracy": ()}, agreement
+    return {
+        "accuracy": explained(run.outputs, run.labels),
+        "reference_accuracy": explained(run.reference_outputs, run.labels),
+        "per_class_accuracy": explained_of_each(run.outputs, run.labels),
+        "mean_absolute_errors": errors_of_numbers(run.outputs, run.labels),
+        "reference_mean_absolute_errors": errors_of_numbers(run.reference_outputs, run.labels),
+    }, agreement
 
 
 def _compare(
@@ -175,19 +206,24 @@ def _compare(
     worst = []
     for index in np.argsort(-by_example, kind="stable")[:_WORST].tolist():
         if by_example[index] > 0:
-            of_label = int(farthest[index]) if run.multi_label else None
+            of_label = None if run.kind == "classes" else int(farthest[index])
             place = index if of_label is None else (index, of_label)
+            plain = _finite if run.kind == "numbers" else int
             worst.append(
                 WorstExample(
                     index=index,
-                    label=None if run.labels is None else int(run.labels[place]),
-                    prediction=int(run.predictions[place]),
-                    reference_prediction=int(run.reference_predictions[place]),
+                    label=None if run.labels is None else plain(run.labels[place]),
+                    prediction=plain(run.predictions[place]),
+                    reference_prediction=plain(run.reference_predictions[place]),
                     error=float(by_example[index]) if np.isfinite(by_example[index]) else None,
                     of_label=of_label,
                 )
             )
     return summary, tuple(worst)
+
+
+def _finite(number: Any) -> float | None:
+    return float(number) if np.isfinite(number) else None
 
 
 def failures_of(found: OutputCertificate, run: Compared, limits: Limits) -> tuple[str, ...]:
@@ -202,16 +238,14 @@ def failures_of(found: OutputCertificate, run: Compared, limits: Limits) -> tupl
     if found.accuracy is not None and found.reference_accuracy is not None:
         drop = found.reference_accuracy - found.accuracy
         if limits.max_accuracy_drop is not None and drop > limits.max_accuracy_drop + 1e-9:
+            what = "R²" if run.kind == "numbers" else "Accuracy"
             failures.append(
-                f"Accuracy drops by {drop:.4f}, from {found.reference_accuracy:.4f} to "
+                f"{what} drops by {drop:.4f}, from {found.reference_accuracy:.4f} to "
                 f"{found.accuracy:.4f}; the limit is {limits.max_accuracy_drop:.4f}."
             )
     if limits.min_agreement is not None and found.agreement < limits.min_agreement - 1e-9:
-        failures.append(
-            f"Artifact and model agree on {found.agreement:.4f} of the "
-            f"{'labels' if run.multi_label else 'examples'}; the limit "
-            f"is {limits.min_agreement:.4f}."
-        )
+        shared = _AGREEMENTS[run.kind].format(found.agreement)
+        failures.append(f"{shared}; the limit is {limits.min_agreement:.4f}.")
     error, steps = found.output_error, limits.max_output_error_steps
     if steps is not None and error is not None and error.scale and error.p99 > steps:
         failures.append(

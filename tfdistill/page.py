@@ -80,7 +80,7 @@ def render(report: Report) -> str:
         scatters = [
             chart
             for output in report.outputs or ("",)
-            if (chart := _accuracy_against_size(report.rows, output)) is not None
+            if (chart := _accuracy_against_size(report, output)) is not None
         ]
     return environment.from_string(template.read_text("utf-8")).render(
         report=report,
@@ -155,13 +155,13 @@ def snippet(artifact: str, interface: Mapping[str, Any]) -> str:
             f"x = np.clip(x, {int(limits.min)}, {int(limits.max)}).astype(np.{given['dtype']})",
         ]
     several = len(outputs) > 1
-    kinds = {"threshold" in output: None for output in outputs}
+    kinds = dict.fromkeys(map(_predicted, outputs))
     if several:
         if artifact.endswith(".keras"):  # in a structure of its own
             names = [output["name"] for output in outputs]
             answer = f"dict(zip({names}, keras.tree.flatten({answer})))"
         lines.append(f"answers = {answer}")
-        lines += [f"predicted_{'labels' if labels else 'classes'} = {{}}" for labels in kinds]
+        lines += [f"predicted_{each} = {{}}" for each in kinds]
         answer = "answers"
     for output in outputs:
         found = answer
@@ -174,13 +174,24 @@ def snippet(artifact: str, interface: Mapping[str, Any]) -> str:
             lines.append(f"y = (y.astype(np.float32) - {zero_point}) * np.float32({scale})")
         one = output["shape"][-1] == 1
         above = 0.5 if output["values"] == "probabilities" else 0
-        predicted = f"int(y.item() > {above})" if one else "int(np.argmax(y))"
-        result = f"predicted_classes[{output['name']!r}]" if several else "predicted_class"
-        if "threshold" in output:  # each label by itself
-            predicted = f"np.flatnonzero(y > {above}).tolist()"
-            result = f"predicted_labels[{output['name']!r}]" if several else "predicted_labels"
+        what = _predicted(output)
+        predicted = {
+            "classes": f"int(y.item() > {above})" if one else "int(np.argmax(y))",
+            "labels": f"np.flatnonzero(y > {above}).tolist()",  # each by itself
+            "numbers": "y.ravel().tolist()",
+        }[what]
+        result = "predicted_class" if what == "classes" else f"predicted_{what}"
+        if several:
+            result = f"predicted_{what}[{output['name']!r}]"
         lines.append(f"{result} = {predicted}")
     return "\n".join(lines)
+
+
+def _predicted(output: Mapping[str, Any]) -> str:
+    """What an output of an artifact answers, by what is said of it."""
+    if output["values"] == "numbers":
+        return "numbers"
+    return "labels" if "threshold" in output else "classes"
 
 
 def _training_curves(
@@ -218,9 +229,9 @@ def _training_curves(
         yield _Chart(_words(metric), _svg(figure))
 
 
-def _accuracy_against_size(rows: Sequence[Row], output: str) -> _Chart | None:
+def _accuracy_against_size(report: Report, output: str) -> _Chart | None:
     """Of an output of several, or of the only one, ""."""
-    rows = [row.of(output) if output else row for row in rows]
+    rows = [row.of(output) if output else row for row in report.rows]
     sized = [row for row in rows if row.gzip_bytes and math.isfinite(row.accuracy)]
     if not sized:
         return None
@@ -238,11 +249,12 @@ def _accuracy_against_size(rows: Sequence[Row], output: str) -> _Chart | None:
     else:
         axes.set_xlim(left=0, right=1.1 * max(sizes) / 1024)
     axes.set_xlabel("gzip size, KB")
-    axes.set_ylabel("accuracy, %")
+    what = "R²" if report.kinds.get(output) == "numbers" else "accuracy"
+    axes.set_ylabel(f"{what}, %")
     axes.margins(y=0.15)
     axes.legend()
     of_output = f" of {output}" if output else ""
-    return _Chart(f"Accuracy{of_output} against gzip size", _svg(figure))
+    return _Chart(f"{what[0].upper()}{what[1:]}{of_output} against gzip size", _svg(figure))
 
 
 def _axes() -> tuple[Figure, Any]:
@@ -269,6 +281,7 @@ def _literal(text: str) -> str:
 
 def _per_class(report: Report, output: str) -> dict[str, Any] | None:
     """Of an output of several, or of the only one, ""."""
+    numbers = report.kinds.get(output) == "numbers"
     rows = [row.of(output) if output else row for row in report.rows]
     rows = [row for row in rows if row.per_class_accuracy]
     if not rows:
@@ -277,11 +290,13 @@ def _per_class(report: Report, output: str) -> dict[str, Any] | None:
     everything = len(classes)
 
     def accuracy(row: Row, label: int) -> float:
-        known = label < len(row.per_class_accuracy)
-        return row.per_class_accuracy[label] if known else math.nan
+        values = row.mean_absolute_errors if numbers else row.per_class_accuracy
+        return values[label] if label < len(values) else math.nan
 
     if everything > _CLASSES:
         lost = {label: accuracy(rows[0], label) - accuracy(rows[-1], label) for label in classes}
+        if numbers:
+            lost = {label: -gained for label, gained in lost.items()}
         known = [label for label in classes if not math.isnan(lost[label])]
         classes = sorted(known, key=lambda label: -lost[label])[:_CLASSES]
     return {
@@ -292,7 +307,7 @@ def _per_class(report: Report, output: str) -> dict[str, Any] | None:
         ],
         "everything": everything,
         "output": output,
-        "what": "label" if output in report.multi_label else "class",
+        "what": {"labels": "label", "numbers": "number"}.get(report.kinds.get(output, ""), "class"),
     }
 
 

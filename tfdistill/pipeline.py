@@ -152,7 +152,9 @@ class Pipeline:
                 such a tuple of NumPy arrays. Labels are class numbers `[batch]`, one-hot rows, or,
                 of a student that ends in several sigmoids or is taught by
                 `td.losses.BinaryTargets`, rows `[batch, labels]` of numbers in [0, 1] for labels
-                that may be true together. Labels of several outputs are in a dictionary by
+                that may be true together; or, of a student that `td.losses.RegressionTargets`
+                teaches, numbers `[batch]` or `[batch, numbers]`. Labels of several outputs are in a
+                dictionary by
                 their names, of which some may be missing, or in a tuple in their order. To make
                 resuming exact, give its `shuffle` and augmentation a seed, and build it anew for
                 each call: a set that was read before goes on with its next order.
@@ -189,7 +191,7 @@ class Pipeline:
             validation,
             test,
             classes=door.classes,
-            multi_label=door.multi_label,
+            kind=door.kinds,
             input_shape=door.input_shape,
             require_labels=door.require_labels,
             unlabelled=door.distillation.unlabelled,
@@ -198,7 +200,7 @@ class Pipeline:
             name=data_name,
             seed=self.seed,
         )
-        door.check_losses_of_labels(data.multi_label)
+        door.check_losses_of(data.kinds)
         label_loss = door.label_loss(data.summaries["train"].labels)
         with RunDirectory(run_dir, terminal_note=terminal.note) as directory:
             check_artifact_paths(directory, self.export, terminal)
@@ -298,13 +300,13 @@ class Pipeline:
             directory=directory,
             terminal=terminal,
             to_keras3=door.prepared.hand_back,
-            multi_label=data.multi_label,
+            kinds=data.kinds,
         )
         teacher_evaluation = None
         # What follows the student begins anew in each stage: there is none to be judged here.
         if not (isinstance(door.teacher, Nobody) or door.follows):
             with failures_named(door.teaching, "the reading of `test` began"):
-                teacher_evaluation = evaluate(door.logits_of_teacher, data.test, data.multi_label)
+                teacher_evaluation = evaluate(door.logits_of_teacher, data.test, data.kinds)
         return Finished(
             teacher=door.teacher,
             teacher_evaluation=teacher_evaluation,
@@ -317,7 +319,7 @@ class Pipeline:
             test_examples=data.summaries["test"].examples,
             notes=(*door.notes, *data.notes, teaching.note(self._taught_epochs())),
             outputs=door.prepared.outputs if len(door.heads) > 1 else (),
-            multi_label=data.multi_label,
+            kinds=data.kinds,
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tfdistill.advice import advice
 from tfdistill.errors import RunDirectoryError, SettingError
-from tfdistill.named import by_name
+from tfdistill.named import Kind, by_name
 from tfdistill.rows import Disagreement, OutputRow, Row, outputs_of
 from tfdistill.runs.files import reading_and_writing, write_json, write_text
 
@@ -31,8 +31,10 @@ __all__ = [
 ]
 
 # Of report.json, to be raised when an older library could not read it: 2 has several outputs,
-# 3 several labels.
-_FORMAT = 3
+# 3 several labels, 4 numbers.
+_FORMAT = 4
+_ERROR = "mean absolute error"
+_OF_SOME = ("outputs", "mean_absolute_errors")  # which are not written where there are none
 _HEADER = (
     "agrees with teacher",
     "parameters",
@@ -61,8 +63,9 @@ class Report:
             (artifact to `describe_interface()`), `left_float` and `left_dense` (layer to
             reason), `settings`, `versions`. Everything else is shown as it is.
         test_examples: Size of the test set.
-        multi_label: Names of the outputs that answer yes or no to each of several labels, whose
-            accuracy is the share of labels decided right; of the only output, "".
+        kinds: What outputs answer, by name; of the only output under "". Those not there: classes.
+            The accuracy of "labels", each a yes or no of its own, is the share of labels decided
+            right; that of "numbers" is R².
         json_path: Where it was written; `None` before.
         html_path: Where its page was written; `None` before.
 
@@ -78,13 +81,13 @@ class Report:
     advice: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     test_examples: int | None = None
-    multi_label: tuple[str, ...] = ()
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
     json_path: Path | None = None
     html_path: Path | None = None
 
     def __post_init__(self) -> None:
         """Checks the names of the rows, which everything else refers to."""
-        for name in ("rows", "advice", "multi_label"):
+        for name in ("rows", "advice"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         of_outputs = {output: tuple(each) for output, each in by_name(self.label_names).items()}
         object.__setattr__(self, "label_names", of_outputs.get("", of_outputs))
@@ -99,9 +102,14 @@ class Report:
 
     def table(self) -> list[tuple[str, ...]]:
         """The rows as text, after the names of the columns; unknown columns are left out."""
-        of_outputs = (f"accuracy of {output}" for output in self.outputs)
-        first = "accuracy of all" if self.outputs else "accuracy"
-        header = ("model", first, *of_outputs, *_HEADER)
+        names = [("", " of all")] if self.outputs else [("", "")]
+        names += [(output, f" of {output}") for output in self.outputs]
+        right = [
+            f"{what}{of_output}"
+            for output, of_output in names
+            for what in ("R²" if self.kinds.get(output) == "numbers" else "accuracy", _ERROR)
+        ]
+        header = ("model", *right, *_HEADER)
         lines = [header, *(row.cells(self.outputs) for row in self.rows)]
         kept = [
             column
@@ -110,20 +118,24 @@ class Report:
         ]
         return [tuple(line[column] for column in kept) for line in lines]
 
-    def label_name(self, label: int | None, output: str = "", of_label: int | None = None) -> str:
+    def label_name(self, label: float | None, output: str = "", of_label: int | None = None) -> str:
         """The name of a class, of an output of several; its number where it has none.
 
         Args:
-            label: Number of the class, or of the label; `None` where it is not known.
+            label: Number of the class, of the label or among the numbers; `None` where it is not
+                known.
             output: Name of the output, where there are several.
-            of_label: Number of the label that `label` is the yes, 1, or no, 0, to.
+            of_label: Number of the label that `label` is the yes, 1, or no, 0, to; or among the
+                numbers of which `label` is the value.
         """
         names = by_name(self.label_names).get(output, ())
         if label is None:
             return "-"
+        if of_label is not None and self.kinds.get(output) == "numbers":
+            return f"{label:.4g}"
         if of_label is not None:
             return "yes" if label else "no"
-        return names[label] if 0 <= label < len(names) else str(label)
+        return names[int(label)] if 0 <= label < len(names) else str(label)
 
 
 def write_report(report: Report, directory: str | os.PathLike[str]) -> Report:
@@ -160,9 +172,9 @@ def write_report(report: Report, directory: str | os.PathLike[str]) -> Report:
         for artifact, examples in report.disagreements.items()
     }
     content["rows"] = [_row_content(row) for row in report.rows]
-    content |= _said(multi_label=content.pop("multi_label"))
+    content |= _said(kinds=content.pop("kinds"))
     page = render(report)
-    version = 3 if report.multi_label else 2 if report.outputs else 1
+    version = 4 if report.kinds else 2 if report.outputs else 1
     write_json(directory / "report.json", {"format": version, **content})
     write_text(directory / "report.html", page)
     return written
@@ -198,6 +210,8 @@ def read_report(path: str | os.PathLike[str]) -> Report:
                 hint="Update tfdistill.",
             )
         content["rows"] = [_row(**row) for row in content["rows"]]
+        if version == 3:  # which knew labels as the only other kind
+            content["kinds"] = dict.fromkeys(content.pop("multi_label", ()), "labels")
         content["histories"] = {
             stage: {metric: _numbers(values) for metric, values in metrics.items()}
             for stage, metrics in content["histories"].items()
@@ -226,13 +240,13 @@ def _without_image(example: Disagreement) -> dict[str, Any]:
 
 def _row_content(row: Row) -> dict[str, Any]:
     content = {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
-    outputs = content.pop("outputs")
-    return {**content, **_said(outputs=outputs)}
+    of_some = {name: content.pop(name) for name in _OF_SOME}
+    return {**content, **_said(**of_some)}
 
 
-def _said(**of_several: Any) -> dict[str, Any]:
-    """What only several outputs have, without what one does not."""
-    return {name: value for name, value in of_several.items() if value}
+def _said(**of_some: Any) -> dict[str, Any]:
+    """What only some outputs have, without what others do not."""
+    return {name: value for name, value in of_some.items() if value}
 
 
 def _row(*, outputs: Mapping[str, Any] | None = None, **content: Any) -> Row:
@@ -241,12 +255,17 @@ def _row(*, outputs: Mapping[str, Any] | None = None, **content: Any) -> Row:
 
 
 def _with_shares(
-    *, accuracy: float | None, per_class_accuracy: Sequence[float | None], **rest: Any
+    *,
+    accuracy: float | None,
+    per_class_accuracy: Sequence[float | None],
+    mean_absolute_errors: Sequence[float | None] = (),
+    **rest: Any,
 ) -> dict[str, Any]:
     known = math.nan if accuracy is None else accuracy
     return {
         "accuracy": known,
         "per_class_accuracy": tuple(_numbers(per_class_accuracy)),
+        "mean_absolute_errors": tuple(_numbers(mean_absolute_errors)),
         **rest,
     }
 

@@ -23,19 +23,23 @@ class OutputRow:
     Args:
         accuracy: Share of right classes, in [0, 1]; NaN where it is not known. Of an output of
             several labels the share of labels decided right, over all examples; so the agreement.
+            Of numbers both are R², the share of a variance that is explained, at most 1.
         teacher_agreement: Share of examples on which it predicts the teacher's class, in [0, 1].
         per_class_accuracy: Accuracy on the examples of each class; NaN for a class without any. Of
-            several labels each one's, on all examples.
+            several labels each one's, on all examples; so of numbers.
+        mean_absolute_errors: Of numbers, each in the unit of its labels.
     """
 
     accuracy: float
     teacher_agreement: float | None = None
     per_class_accuracy: tuple[float, ...] = ()
+    mean_absolute_errors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the shares."""
+        for name in ("per_class_accuracy", "mean_absolute_errors"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_shares(self, "accuracy", "teacher_agreement")
-        object.__setattr__(self, "per_class_accuracy", tuple(self.per_class_accuracy))
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,9 @@ class Row:
             format, such as "int8".
         kind: "teacher", "baseline", "stage" or "artifact".
         accuracy: Share of right classes, in [0, 1]; NaN where it is not known. Of an output of
-            several labels the share of labels decided right, over all examples; of several outputs
-            the share of examples on which all are right, with all labels; so the agreement.
+            several labels the share of labels decided right, over all examples; of numbers R², the
+            share of a variance that is explained, at most 1; of several outputs the share of
+            examples on which all classes and labels are right; so the agreement.
         teacher_agreement: Share of examples on which it predicts the teacher's class, in [0, 1].
         parameters: Number of its parameters.
         sparsity: Share of its prunable weights that are exactly zero, in [0, 1].
@@ -58,7 +63,8 @@ class Row:
         latency_p90_ms: 90 % of the examples took no longer, milliseconds.
         certified: Whether its certificate was passed; `None` without one.
         per_class_accuracy: Accuracy on the examples of each class; NaN for a class without any. Of
-            several labels each one's, on all examples.
+            several labels each one's, on all examples; so of numbers.
+        mean_absolute_errors: Of numbers, each in the unit of its labels.
         seconds: Time that its training took, seconds.
         note: What else is to be known of it, as a sentence.
         outputs: Of several outputs, what is to be said of each, by name.
@@ -82,6 +88,7 @@ class Row:
     latency_p90_ms: float | None = None
     certified: bool | None = None
     per_class_accuracy: tuple[float, ...] = ()
+    mean_absolute_errors: tuple[float, ...] = ()
     seconds: float | None = None
     note: str = ""
     outputs: Mapping[str, OutputRow] = field(default_factory=dict)
@@ -90,8 +97,9 @@ class Row:
         """Checks every field that could be mistaken for another unit."""
         if self.kind not in _KINDS:
             raise SettingError(f"`kind` must be one of {', '.join(_KINDS)}.", received=self.kind)
+        for name in ("per_class_accuracy", "mean_absolute_errors"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_shares(self, "accuracy", "teacher_agreement", "sparsity")
-        object.__setattr__(self, "per_class_accuracy", tuple(self.per_class_accuracy))
 
     def of(self, output: str) -> Row:
         """The row as if that output were the only one, for what is to be said of each."""
@@ -101,6 +109,7 @@ class Row:
             accuracy=found.accuracy,
             teacher_agreement=found.teacher_agreement,
             per_class_accuracy=found.per_class_accuracy,
+            mean_absolute_errors=found.mean_absolute_errors,
             certified=None,  # which is of all
             outputs={},
         )
@@ -109,13 +118,13 @@ class Row:
         """The row as text, one cell a column; "-" for what is not known.
 
         Args:
-            outputs: Names of the outputs whose accuracies have columns of their own.
+            outputs: Names of the outputs whose accuracies and errors have columns of their own.
         """
         certified = {None: "-", True: "passed", False: "FAILED"}[self.certified]
         return (
             self.name,
-            percent(self.accuracy, 2),
-            *(percent(self.of(output).accuracy, 2) for output in outputs),
+            *_right(self),
+            *(cell for output in outputs for cell in _right(self.of(output))),
             percent(self.teacher_agreement, 2),
             "-" if self.parameters is None else f"{self.parameters:,}",
             kilobytes(self.bytes),
@@ -158,10 +167,18 @@ def outputs_of(rows: Sequence[Row]) -> tuple[str, ...]:
     return max((tuple(row.outputs) for row in rows), key=len, default=())
 
 
+def _right(row: Row) -> tuple[str, str]:
+    """How right a row is, as text: its accuracy, and the mean error of its numbers."""
+    errors = row.mean_absolute_errors
+    return percent(row.accuracy, 2), f"{sum(errors) / len(errors):.4g}" if errors else "-"
+
+
 def _check_shares(row: Any, *names: str) -> None:
     for name in names:
         value = getattr(row, name)
-        if value is not None and not (math.isnan(value) or 0 <= value <= 1):
+        if value is None or math.isnan(value):
+            continue
+        if value > 1 or (value < 0 and not row.mean_absolute_errors):  # R² has no lower bound
             raise SettingError(f"`{name}` must be in [0, 1].", received=value)
 
 

@@ -17,7 +17,7 @@ from tfdistill.data.datasets import (
     summarise,
 )
 from tfdistill.errors import DataError, SettingError
-from tfdistill.named import by_name
+from tfdistill.named import Kind, by_name
 from tfdistill.plans import by_output
 from tfdistill.runs.fingerprint import fingerprint
 from tfdistill.settings import whole_number
@@ -28,6 +28,11 @@ from tfdistill.training import TrainingData
 # Iterators of training data that ends which are kept for looks at it, made or not: training
 # must not depend on how many there were.
 _LOOKS = 5
+_SHARES = {
+    "labels": "shares of labels, over all examples and labels: each is a yes or no of its own",
+    "numbers": "R², the share of the variance of the labels, or of the teacher's numbers, that is "
+    "explained",
+}
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,7 @@ class RunData:
         repeats: Whether a second reading of the training set begins with examples that the first
             one held; False for data without end.
         seen: Number of examples in the first reading, and a sum of their hashes.
-        multi_label: Names of the outputs that answer yes or no to each of several labels; of the
-            only output, "".
+        kinds: What outputs answer, by name; of the only output under "". Those not there: classes.
     """
 
     train: TrainingData
@@ -56,7 +60,7 @@ class RunData:
     name: str | None
     repeats: bool = False
     seen: Mapping[str, Any] = field(default_factory=dict)
-    multi_label: tuple[str, ...] = ()
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
     @property
     def start(self) -> int:
@@ -76,9 +80,9 @@ class RunData:
             for name, count in labelled.items()
             if count != train.examples
         ) + tuple(
-            f"Accuracy and agreement{f' of the output {name!r}' if name else ''} are shares of "
-            "labels, over all examples and labels: each label is a yes or no of its own."
-            for name in self.multi_label
+            f"Accuracy and agreement{f' of the output {name!r}' if name else ''} are "
+            f"{_SHARES[kind]}."
+            for name, kind in self.kinds.items()
         )
 
     @property
@@ -124,7 +128,7 @@ def look_at(
     test: Any,
     *,
     classes: int | Mapping[str, int],
-    multi_label: bool | Mapping[str, bool] = False,
+    kind: Kind | Mapping[str, Kind] = "classes",
     input_shape: tuple[int | None, ...] | None,
     require_labels: bool | Collection[str],
     unlabelled: float | Mapping[str, float | None] | None = None,
@@ -141,8 +145,8 @@ def look_at(
         test: The same, or `None` for `validation`.
         classes: Number of classes; of several outputs by name, in the order in which labels in a
             tuple are. Theirs come as they are for `Distiller`, and are by name from here on.
-        multi_label: Whether labels in rows are of several that may be true together; of several
-            outputs by name.
+        kind: What the output answers; of several by name. Those of "labels" are classes where
+            their labels are no rows.
         input_shape: Of the student's only input, without the batch axis; `None` for several.
         require_labels: Whether the training set must have labels; or of which outputs.
         unlabelled: What stands for a label that an example of the training set does not have; of
@@ -182,7 +186,7 @@ def look_at(
         sets.pop("train"),
         steps_per_epoch,
         classes=classes,
-        multi_label=multi_label,
+        kind=kind,
         input_shape=input_shape,
         require_labels=require_labels,
         unlabelled=unlabelled,
@@ -191,19 +195,19 @@ def look_at(
     summaries = {"train": summary}
     kinds = by_name(summary.labels)
     labelled = [output for output, kind in kinds.items() if kind != "none"]
-    several = [output for output, yes in by_name(multi_label).items() if yes]
+    special = {output: each for output, each in by_name(kind).items() if each != "classes"}
     for each, batches in sets.items():
         summaries[each] = summarise(
             batches,
             classes=classes,
-            multi_label=multi_label,
+            kind=kind,
             name=each,
             require_labels=labelled if isinstance(classes, Mapping) and labelled else True,
             input_shape=input_shape,
             ordered=True,
         )
         theirs = by_name(summaries[each].labels)
-        for output in dict.fromkeys([*labelled, *several]):
+        for output in dict.fromkeys([*labelled, *special]):
             if kinds[output] == "none":  # the first set with labels says what they are
                 kinds[output] = theirs[output]
             if kinds[output] != theirs[output] and (output in labelled or theirs[output] != "none"):
@@ -231,7 +235,11 @@ def look_at(
         name=name,
         repeats=repeats,
         seen=numbers.facts(),
-        multi_label=tuple(n for n in several if kinds[n] in ("multi-hot", "none")),
+        kinds={
+            output: each
+            for output, each in special.items()
+            if each == "numbers" or kinds[output] in ("multi-hot", "none")
+        },
     )
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfdistill.artifacts import Artifact
-from tfdistill.evaluation import Evaluation, Predictions, agreement, evaluate
+from tfdistill.evaluation import Evaluation, Predictions, agreement, evaluate, share_of_right
 from tfdistill.export.saved_artifacts import inspect_artifact
 from tfdistill.host import versions
-from tfdistill.named import by_name
+from tfdistill.named import Kind, by_name
+from tfdistill.output_certificate import OutputCertificate
 from tfdistill.outputs import ModelView
 from tfdistill.pruning import kernel_zeros, prunable_weights
 from tfdistill.quantization import quantized_kernels
@@ -41,8 +42,7 @@ class Finished:
         test_examples: How many examples they hold.
         notes: Sentences on what was recognised in the models.
         outputs: Names of the student's outputs, in its order, where there are several.
-        multi_label: Names of the outputs that answer yes or no to each of several labels; of the
-            only output, "".
+        kinds: What outputs answer, by name; of the only output under "". Those not there: classes.
     """
 
     teacher: Any
@@ -56,7 +56,7 @@ class Finished:
     test_examples: int
     notes: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
-    multi_label: tuple[str, ...] = ()
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
 
 def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
@@ -80,6 +80,7 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
                 accuracy=teacher.accuracy,
                 parameters=_parameters(finished.teacher),
                 per_class_accuracy=teacher.per_class_accuracy,
+                mean_absolute_errors=teacher.mean_absolute_errors,
                 outputs=_outputs(teacher, finished),
             )
         )
@@ -102,7 +103,7 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
             for student in students
         },
         label_names=pipeline.export.label_names,
-        multi_label=finished.multi_label,
+        kinds=finished.kinds,
         disagreements=_disagreements(finished),
         advice=advice(rows, test_examples=finished.test_examples),
         details={
@@ -122,9 +123,7 @@ def summarise_run(finished: Finished, pipeline: Any, directory: Path) -> Report:
 
 def _student_row(student: Student, name: str, kind: str, finished: Finished) -> Row:
     view = ModelView(student.model, role="student", several=True)
-    found = evaluate(
-        lambda x: view(x, training=False)[1].logits, finished.test, finished.multi_label
-    )
+    found = evaluate(lambda x: view(x, training=False)[1].logits, finished.test, finished.kinds)
     kernels = _kernels(student, finished.floating).values()
     weights = sum(kernel.size for kernel in kernels)
     return Row(
@@ -135,6 +134,7 @@ def _student_row(student: Student, name: str, kind: str, finished: Finished) -> 
         parameters=_parameters(finished.floating.model),
         sparsity=sum(int(np.sum(k == 0)) for k in kernels) / weights if weights else None,
         per_class_accuracy=found.per_class_accuracy,
+        mean_absolute_errors=found.mean_absolute_errors,
         seconds=sum(student.history.get("seconds", [])) or None,
         outputs=_outputs(found, finished),
     )
@@ -145,25 +145,35 @@ def _outputs(found: Evaluation, finished: Finished) -> dict[str, OutputRow]:
     rows = {}
     for name in finished.outputs:
         if name in found.labels and name in found.logits:
-            of_output = found.of(name)
-            shares = of_output.accuracy, of_output.per_class_accuracy
-            rows[name] = _output_row(name, *shares, found, finished)
+            rows[name] = _output_row(name, found.of(name), found, finished)
         elif name in found.logits:
-            rows[name] = _output_row(name, None, (), found, finished)
+            rows[name] = _output_row(name, None, found, finished)
     return rows
 
 
 def _output_row(
     name: str,
-    accuracy: float | None,
-    per_class: Sequence[float | None],
+    said: Evaluation | OutputCertificate | None,
     ours: Predictions,
     finished: Finished,
 ) -> OutputRow:
-    teacher, agreement = finished.teacher_evaluation, None
+    """Of one output of several.
+
+    Args:
+        name: The output.
+        said: How right it is; `None` where it has no labels.
+        ours: What the model predicts, of all outputs.
+        finished: The run.
+    """
+    teacher, shared = finished.teacher_evaluation, None
     if teacher is not None and teacher is not ours and name in teacher.logits:
-        agreement = float(np.mean(ours.predictions[name] == teacher.predictions[name]))
-    return OutputRow(math.nan if accuracy is None else accuracy, agreement, _known(per_class))
+        kinds = {"": ours.kinds[name]} if name in ours.kinds else {}
+        shared = share_of_right(ours.predictions[name], teacher.predictions[name], kinds)
+    if said is None or said.accuracy is None:
+        return OutputRow(math.nan, shared)
+    return OutputRow(
+        said.accuracy, shared, _known(said.per_class_accuracy), _known(said.mean_absolute_errors)
+    )
 
 
 def _kernels(student: Student, floating: Student) -> dict[str, np.ndarray]:
@@ -201,9 +211,10 @@ def _artifact_row(format: str, artifact: Artifact, finished: Finished) -> Row:
         latency_p90_ms=latency.p90_ms if latency else None,
         certified=certificate.passed,
         per_class_accuracy=_known(certificate.per_class_accuracy),
+        mean_absolute_errors=_known(certificate.mean_absolute_errors),
         note=artifact.method,
         outputs={
-            name: _output_row(name, each.accuracy, each.per_class_accuracy, artifact, finished)
+            name: _output_row(name, each, artifact, finished)
             for name in finished.outputs
             if (each := certificate.outputs.get(name)) is not None
         },
@@ -226,6 +237,7 @@ def _disagreements(finished: Finished) -> dict[str, tuple[Disagreement, ...]]:
             (name, tuple(place))  # of an example; or of it and a label
             for name in finished.outputs or ("",)
             if name in theirs and name in by_name(teacher.labels)
+            if finished.kinds.get(name) != "numbers"  # which are never quite the same
             for place in np.argwhere(ours[name] != theirs[name])[:_DISAGREEMENTS_SHOWN].tolist()
         ]
     inputs = _examples(finished.test, {place[0] for each in found.values() for _, place in each})

@@ -17,11 +17,11 @@ from tfdistill.fitting import (
     require_same_classes,
 )
 from tfdistill.heads import Head
+from tfdistill.kinds import check_unlabelled_of, kind_of
 from tfdistill.labels import LabelLoss, Labels, known_labels
 from tfdistill.losses import Shapes
 from tfdistill.losses.base import OWN_LOGS, Outputs, Taught, nearest
 from tfdistill.matching import match_layers
-from tfdistill.multi_label import is_multi_label, refuse_rows_of_zeros
 from tfdistill.named import one_or_all
 from tfdistill.outputs import ModelView
 from tfdistill.plans import Plan, by_output
@@ -76,8 +76,8 @@ class Tasks:
 
     Raises:
         ModelError: The teacher has no output, or one of other classes, for one that it teaches.
-        SettingError: Two logs have the same name, a schedule does not know its steps, or missing
-            labels of several that may be true together are to be 0.
+        SettingError: Two logs have the same name, a schedule does not know its steps, or what
+            stands for missing labels may be a label.
     """
 
     def __init__(self, plans: Mapping[str, Plan], student: ModelView, teacher: Shapes) -> None:
@@ -93,16 +93,13 @@ class Tasks:
             require_same_classes(theirs, ours)
             built = build_projections(plan.losses, theirs, ours)
             head = student.heads[name]
-            multi_label = is_multi_label(head.activation, head.classes, plan.losses)
-            if multi_label:
-                refuse_rows_of_zeros(plan.unlabelled, prefix and name)
+            kind = kind_of(head.activation, head.classes, plan.losses)
+            check_unlabelled_of(kind, plan.unlabelled, prefix and name)
             self.projections |= {f"{prefix}{loss}": layer for loss, layer in built.items()}
             self._tasks[name] = _Task(
                 head=head,
                 plan=plan,
-                terms=Terms(
-                    plan.losses, plan.label_loss_weight, built, prefix and name, multi_label
-                ),
+                terms=Terms(plan.losses, plan.label_loss_weight, built, prefix and name, kind),
                 has_teacher=name in answering,
                 prefix=prefix,
             )
@@ -317,7 +314,7 @@ class Tasks:
         logs = [total]
         for task in self._tasks.values():
             own = [of_labels, *(loss.name for loss in task.plan.losses)]
-            own += [agreement] if task.has_teacher else []
+            own += [agreement] if task.has_teacher and task.terms.has_agreement else []
             logs += [f"{task.prefix}{log}" for log in own]
         return logs
 

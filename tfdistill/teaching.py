@@ -93,6 +93,8 @@ def prepare_teaching(
         check_augment(augment, train.dataset.element_spec[0])
         train.views = lambda batches, first, steps: views_of(batches, augment, seed, first, steps)
     views = 1 if augment is None else min(asked.views, epochs)
+    # Of classes only the distances between logits matter, of numbers their values.
+    dtype = "float32" if any(each.meaning == "numbers" for each in asked.every_loss) else "float16"
 
     def store(name: str, batches: Any, **more: Any) -> StoredTargets:
         layers = [layer for loss in asked.every_loss for layer in loss.teacher_layers]
@@ -102,6 +104,7 @@ def prepare_teaching(
             directory / name,
             layers=tuple(dict.fromkeys(layers)),
             seed=seed,
+            dtype=dtype,
             overwrite=True,
             verbose=terminal.verbose,
             **more,
@@ -138,7 +141,7 @@ def prepare_teaching(
     if validation is not None and not varying_inputs(validation):
         kept = store("validation", validation, data_name=data.summaries["validation"].content)
         validation = kept.attach(validation)
-    return Teaching(validation, stored, "", [*identity[:2], views, "float16"])
+    return Teaching(validation, stored, "", [*identity[:2], views, dtype])
 
 
 def _why_not(asked: Distillation, data: RunData, views: int, epochs: int) -> str:

@@ -34,6 +34,7 @@ __all__ = ["Terminal", "Work", "quiet_tensorflow"]
 _REDRAW_SECONDS = 0.1
 _SIGN_OF_LIFE_SECONDS = 30.0
 _DISPENSABLE = ("parameters", "ms (host)")
+_FOLLOWED = ("accuracy", "agreement", "absolute_error")  # of all logs, on the terminal
 _UNLIMITED = 100_000  # columns: plain lines are never wrapped
 
 
@@ -364,7 +365,7 @@ def _metrics(logs: Mapping[str, Any] | None) -> list[str]:
     return [
         f"{name} {float(value):.4f}"
         for name, value in (logs or {}).items()
-        if name in ("loss", "val_loss") or "accuracy" in name or "agreement" in name
+        if name in ("loss", "val_loss") or any(each in name for each in _FOLLOWED)
     ]
 
 

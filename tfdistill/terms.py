@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from tfdistill._keras import tf
 from tfdistill.errors import DataError, SettingError
+from tfdistill.kinds import are_rows
 from tfdistill.labels import LabelLoss, Labels
 from tfdistill.losses import DistillationLoss, Shapes
 from tfdistill.losses.base import Outputs
 from tfdistill.losses.shared import mean_over_steps
-from tfdistill.multi_label import are_rows
+from tfdistill.named import Kind
 from tfdistill.outputs import predicted_classes
 from tfdistill.replicas import gathered, own_rows
 from tfdistill.schedules import Schedule, is_zero
@@ -39,8 +40,7 @@ class Terms:
         label_loss_weight: Weight of the label loss beside them.
         projections: Name of a loss to what is trained beside the student for it.
         output: Name of the output of the student, where it has several.
-        multi_label: Whether it answers yes or no to each of several labels, unless the labels are
-            class numbers.
+        kind: What it answers. "labels" are classes where their labels are class numbers.
 
     Raises:
         SettingError: A schedule does not know its steps.
@@ -50,11 +50,16 @@ class Terms:
     label_loss_weight: float | Schedule
     projections: Mapping[str, Any]
     output: str = ""
-    multi_label: bool = False
+    kind: Kind = "classes"
 
     def __post_init__(self) -> None:
         """Tries the schedules."""
         self._at(0)
+
+    @property
+    def has_agreement(self) -> bool:
+        """Whether its answers and a teacher's can be the same: numbers are near at best."""
+        return self.kind != "numbers"
 
     @property
     def needs_label_loss(self) -> bool:
@@ -158,9 +163,9 @@ class Terms:
     def _agreement(
         self, teacher: Outputs | None, student: Outputs, labels: Labels | None
     ) -> tf.Tensor | None:
-        if teacher is None or isinstance(teacher.logits, tuple):  # it says nothing
-            return None
-        if self.multi_label and (labels is None or are_rows(labels.values, student.logits)):
+        if not self.has_agreement or teacher is None or isinstance(teacher.logits, tuple):
+            return None  # it says nothing, or nothing that could be the same
+        if self.kind == "labels" and (labels is None or are_rows(labels.values, student.logits)):
             same = tf.equal(student.logits > 0, teacher.logits > 0)
             shares = tf.reduce_mean(tf.cast(same, tf.float32), axis=-1)
         else:

@@ -17,7 +17,7 @@ import numpy as np
 from tfdistill._keras import tf
 from tfdistill.data.batches import ELEMENTS, as_batches
 from tfdistill.errors import DataError
-from tfdistill.named import by_name, one_or_all
+from tfdistill.named import Kind, by_name, one_or_all
 from tfdistill.settings import whole_number
 
 __all__ = ["DataSummary", "content_of", "require_same_each_time", "summarise"]
@@ -34,11 +34,11 @@ class DataSummary:
         steps: Batches in an epoch.
         labels: "integers" (class indices, `[batch]` or `[batch, 1]`), "one-hot" (rows that sum
             to 1, `[batch, classes]`; soft ones too), "multi-hot" (rows of numbers in [0, 1], one
-            for each of several labels that may be true together) or "none". Of several outputs by
-            name, like the counts.
+            for each of several labels that may be true together), "numbers" (`[batch]` or
+            `[batch, numbers]`) or "none". Of several outputs by name, like the counts.
         label_counts: Examples of each class (by the largest entry of one-hot labels); of multi-hot
-            rows, for each label how many examples lack it and how many have it; empty without
-            labels. Examples without a label are in none.
+            rows, for each label how many examples lack it and how many have it; of numbers how many
+            examples have them; empty without labels. Examples without a label are in none.
         element: Dtypes and shapes, as "(float32[batch, 28, 28, 1], int64[batch])".
         has_sample_weight: Whether batches bring weights of their examples.
         identity: sha256 over `element`, `examples`, `steps` and, where the data was read to its
@@ -79,7 +79,7 @@ def summarise(
     data: Any,
     *,
     classes: int | Mapping[str, int | None] | None,
-    multi_label: bool | Mapping[str, bool] = False,
+    kind: Kind | Mapping[str, Kind] = "classes",
     batch_size: int | None = None,
     steps_per_epoch: int | None = None,
     name: str = "train",
@@ -98,8 +98,8 @@ def summarise(
         data: What `as_batches` takes.
         classes: Number of classes; None, where not known, sets labels no upper limit. Of several
             outputs by name; labels, and sample weights that differ, are by name, too.
-        multi_label: Whether labels in rows are of several that may be true together, `classes` of
-            them. Of several outputs by name.
+        kind: "labels" where labels in rows are of several that may be true together, `classes` of
+            them; "numbers" where they are so many numbers. Of several outputs by name.
         batch_size: As in `as_batches`.
         steps_per_epoch: Batches in an epoch, for data without end. No more are read.
         name: What errors call the data.
@@ -124,7 +124,7 @@ def summarise(
     element = _describe(dataset.element_spec)
     if require_labels and len(dataset.element_spec) == 1:
         raise DataError(f"`{name}` must have labels.", received=element, hint=ELEMENTS)
-    kinds = _kinds(dataset, classes, multi_label, name, unlabelled)
+    kinds = _kinds(dataset, classes, kind, name, unlabelled)
     for output in require_labels if not isinstance(require_labels, bool) else ():
         if output in kinds and output not in dataset.element_spec[1]:
             raise DataError(
@@ -195,13 +195,13 @@ def summarise(
     )
 
 
-class _Kind:
+class _Labels:
     """What labels of one output are, and how many of each class there are."""
 
     def __init__(
         self,
         classes: int | None,
-        multi_label: bool,
+        kind: Kind,
         name: str,
         unlabelled: float | None,
         output: str,
@@ -210,14 +210,18 @@ class _Kind:
         self._counts = Counter[int]()
         self._labelled = 0
         self._classes, self._name, self._unlabelled = classes, name, unlabelled
-        self._multi_label = multi_label
+        self._kind = kind
         self._who = f"`{name}`, for the output {output!r}," if output else f"`{name}`"
 
     def add(self, labels: Any) -> None:
         """Takes those of a batch."""
         labels = _labels_there_are(labels, self._name, self._unlabelled, who=self._who)
         self._labelled += len(labels)
-        if self._multi_label and labels.ndim == 2 and labels.shape[1] != 1:
+        if self._kind == "numbers":
+            self.labels = "numbers"
+            _check_numbers(labels, self._classes, self._name, who=self._who)
+            return
+        if self._kind == "labels" and labels.ndim == 2 and labels.shape[1] != 1:
             self.labels = "multi-hot"
             indices = _labels_of_rows(labels, self._classes, who=self._who)
         else:
@@ -234,15 +238,15 @@ class _Kind:
                 received=f"unlabelled={self._unlabelled} for all {examples}",
                 hint="Give the inputs alone, and label_loss_weight=0.",
             )
+        if self.labels == "numbers":
+            return (self._labelled,)
         counts = tuple(self._counts[n] for n in range(self._classes or max(self._counts) + 1))
         if self.labels == "multi-hot":
             return tuple((self._labelled - count, count) for count in counts)
         return counts
 
 
-def _kinds(
-    dataset: Any, classes: Any, multi_label: Any, name: str, unlabelled: Any
-) -> dict[str, _Kind]:
+def _kinds(dataset: Any, classes: Any, kind: Any, name: str, unlabelled: Any) -> dict[str, _Labels]:
     """By output; of one output under the name ""."""
     several = isinstance(classes, Mapping)
     spec = dataset.element_spec
@@ -253,9 +257,9 @@ def _kinds(
                 received=f"{what} by name: {', '.join(part)}",
                 hint=ELEMENTS,
             )
-    marks, in_rows = by_name(unlabelled), by_name(multi_label)
+    marks, kinds = by_name(unlabelled), by_name(kind)
     return {
-        output: _Kind(count, in_rows.get(output, False), name, marks.get(output), output)
+        output: _Labels(count, kinds.get(output, "classes"), name, marks.get(output), output)
         for output, count in by_name(classes).items()
     }
 
@@ -398,6 +402,27 @@ def _labels_of_rows(labels: Any, count: int | None, *, who: str) -> Any:
             "td.Distillation(unlabelled=...): all labels of such a row are -1, or NaN.",
         )
     return np.nonzero(labels > 0.5)[1]
+
+
+def _check_numbers(labels: Any, count: int | None, name: str, *, who: str) -> None:
+    """Refuses labels that are not so many finite numbers for each example."""
+    found = labels.shape[1] if labels.ndim == 2 else 1
+    if count is not None and found != count:
+        raise DataError(
+            f"{who} must have {count} numbers for each example, as labels.",
+            received=f"labels {['batch', *labels.shape[1:]]}",
+            hint="td.losses.RegressionTargets says that the outputs are numbers. Where they are of "
+            "classes, td.losses.LogitsMSE is its formula for logits.",
+        )
+    if not np.isfinite(labels).all():
+        raise DataError(
+            f"{who} must have labels that are finite numbers.",
+            received=labels[~np.isfinite(labels)][0].item(),
+            hint="Examples of which no number is known are trained on with "
+            "td.Distillation(unlabelled=float('nan'))."
+            if name == "train"
+            else "Leave examples without a label out.",
+        )
 
 
 def _class_indices(labels: Any, classes: int | None, name: str, *, who: str) -> tuple[str, Any]:

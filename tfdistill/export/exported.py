@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from tfdistill.litert.flatbuffer import Inspection, TensorInterface, inspect_con
 from tfdistill.litert.int4 import BLOCK_SIZES, check_installed, reason_not_int4
 from tfdistill.litert.metadata import labels_files, metadata_entries, with_files
 from tfdistill.litert.sidecar import check_artifact_path, describe_interface, write_artifact
+from tfdistill.named import Kind
 from tfdistill.runs import files
 
 __all__ = [
@@ -118,7 +119,7 @@ def export_model(
     calibration: Iterable[Any] | None = None,
     origin: str = "",
     to_keras3: Callable[[Any], Any] = bridge.to_keras3,
-    multi_label: Collection[str] = (),
+    kinds: Mapping[str, Kind] | None = None,
 ) -> ExportedModel:
     """Writes a model as an artifact, with its sidecar (see `sidecar`).
 
@@ -140,8 +141,8 @@ def export_model(
             int8 without quantization-aware training.
         origin: What the model is among those of a run, in words, for the method.
         to_keras3: For the format keras: makes of `model` the Keras model to be saved.
-        multi_label: Names of the outputs that answer yes or no to each of several labels; of the
-            only output, "". What describes the artifact says so.
+        kinds: What outputs answer, by name; of the only output under "". Those not there: classes.
+            What describes the artifact says so.
 
     Raises:
         ConversionError: The format is keras, and layers of the model do not exist in Keras 3.
@@ -160,14 +161,15 @@ def export_model(
     settings = settings or Export()
     check_format(format)
     check_exportable(model, format, quantization_aware=quantization_aware)
-    _check_description(settings, model)
+    kinds = kinds or {}
+    _check_description(settings, model, kinds)
     _check_suffix(path, format)
     check_artifact_path(path)
     method = _METHODS.get(format, "quantization-aware training")
     origin = f"; {origin}" if origin else ""
     if format in SAVED:
         method += origin
-        return _save(model, Path(path), format, settings, method, to_keras3, multi_label)
+        return _save(model, Path(path), format, settings, method, to_keras3, kinds)
     examples = []
     if format in CALIBRATED and not quantization_aware:
         examples = calibration_examples(calibration, model, settings.calibration_examples)
@@ -186,7 +188,7 @@ def export_model(
     _check_result(inspection, *types, model=model)
     if format in _ENDING_PROCESSES:
         check_loads(content, format)
-    interface = _interface(inspection, settings, model, multi_label)
+    interface = _interface(inspection, settings, model, kinds)
     entries = {}
     if settings.metadata:
         entries = metadata_entries(content, inspection, interface, model.name)
@@ -213,7 +215,7 @@ def _save(
     settings: Export,
     method: str,
     to_keras3: Callable[[Any], Any],
-    multi_label: Collection[str],
+    kinds: Mapping[str, Kind],
 ) -> ExportedModel:
     """Writes what is no LiteRT file."""
     check_without_fake_quantization(model)
@@ -227,10 +229,10 @@ def _save(
             if saved.foreign:
                 method += f"; to be loaded with custom_objects for {', '.join(saved.foreign)}"
         else:
-            of_labels = _of_labels(model, multi_label, names_of_outputs(model))
-            write_saved_model(model, folder, settings.label_names, of_labels)
+            in_file = _kinds_in_file(model, kinds, names_of_outputs(model))
+            write_saved_model(model, folder, settings.label_names, in_file)
             inspection = inspect_artifact(folder)
-        interface = _interface(inspection, settings, model, multi_label)
+        interface = _interface(inspection, settings, model, kinds)
         write_artifact(
             path,
             content,
@@ -247,16 +249,18 @@ def _in_signature(model: Any) -> dict[str, str]:
     return dict(zip(output_names(model), names_of_outputs(model), strict=True))
 
 
-def _of_labels(model: Any, multi_label: Collection[str], outputs: Sequence[str]) -> list[str]:
-    """Names in the file of the outputs of several labels, of all that there are in it."""
-    if "" in multi_label:
-        return [*outputs]
+def _kinds_in_file(
+    model: Any, kinds: Mapping[str, Kind], outputs: Sequence[str]
+) -> dict[str, Kind]:
+    """What outputs answer by their names in the file, of all that there are in it."""
+    if "" in kinds:
+        return dict.fromkeys(outputs, kinds[""])
     in_signature = _in_signature(model)
-    return [in_signature[name] for name in multi_label]
+    return {in_signature[name]: kind for name, kind in kinds.items()}
 
 
 def _interface(
-    inspection: Inspection, settings: Export, model: Any, multi_label: Collection[str]
+    inspection: Inspection, settings: Export, model: Any, kinds: Mapping[str, Kind]
 ) -> dict[str, Any]:
     label_names: Any = settings.label_names
     if isinstance(label_names, Mapping):
@@ -266,7 +270,7 @@ def _interface(
         inspection,
         label_names=label_names,
         normalisation=asdict(settings.normalisation) if settings.normalisation else None,
-        multi_label=_of_labels(model, multi_label, [spec.name for spec in inspection.outputs]),
+        kinds=_kinds_in_file(model, kinds, [spec.name for spec in inspection.outputs]),
     )
 
 
@@ -285,6 +289,7 @@ def check_before_training(
     *,
     quantization_aware: bool = False,
     to_keras3: Callable[[Any], Any] = bridge.to_keras3,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> None:
     """Refuses at once what the export would refuse after hours of training.
 
@@ -297,6 +302,7 @@ def check_before_training(
         settings: The stage's settings.
         quantization_aware: Whether int8 is to be trained.
         to_keras3: As for `export_model`.
+        kinds: The same.
 
     Raises:
         ConversionError: For keras, the model has layers that Keras 3 lacks.
@@ -308,12 +314,14 @@ def check_before_training(
         check_installed()
     if settings.formats:
         check_exportable(model, "float32", quantization_aware=False)
-    _check_description(settings, model)
+    kinds = kinds or {}
+    _check_description(settings, model, kinds)
     if "keras" in settings.formats:
         keras_file(model, to_keras3)
     if "savedmodel" in settings.formats:
         with tempfile.TemporaryDirectory() as folder:
-            write_saved_model(model, Path(folder) / "saved", settings.label_names)
+            in_file = _kinds_in_file(model, kinds, names_of_outputs(model))
+            write_saved_model(model, Path(folder) / "saved", settings.label_names, in_file)
     if set(settings.formats) <= set(SAVED):
         return
     select = settings.allow_select_ops
@@ -338,14 +346,14 @@ def check_before_training(
         convert(model, "float32", allow_select_ops=select)
 
 
-def _check_description(settings: Export, model: Any) -> None:
+def _check_description(settings: Export, model: Any, kinds: Mapping[str, Kind]) -> None:
     """Checks what only describes the model to the app's developer."""
     if settings.label_names:
         names = output_names(model)
-        check_label_names(
-            settings.label_names,
-            {n: max(2, t.shape[-1] or 0) for n, t in zip(names, model.outputs, strict=True)},
-        )
+        units = {n: t.shape[-1] or 0 for n, t in zip(names, model.outputs, strict=True)}
+        of_numbers = [name for name in names if "numbers" in (kinds.get(name), kinds.get(""))]
+        classes = {n: count if n in of_numbers else max(2, count) for n, count in units.items()}
+        check_label_names(settings.label_names, classes)
     channels = settings.normalisation.channels if settings.normalisation else None
     found = {tensor.shape[-1] for tensor in model.inputs}
     if channels is not None and channels not in found:

@@ -10,7 +10,7 @@ import gzip
 import json
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from tfdistill.heads import output_names
 from tfdistill.host import silence
 from tfdistill.litert.flatbuffer import Inspection, TensorInterface, Weight, inspect_file
 from tfdistill.litert.runtime import LiteRTModel, signature_names
+from tfdistill.named import Kind
 from tfdistill.outputs import ModelView
 from tfdistill.runs.files import reading_and_writing
 from tfdistill.runs.records import sha256_of
@@ -50,7 +51,7 @@ _OWN_PACKAGES = ("keras", "builtins")
 
 
 def write_saved_model(
-    model: Any, folder: Path, label_names: Any = (), multi_label: Collection[str] = ()
+    model: Any, folder: Path, label_names: Any = (), kinds: Mapping[str, Kind] | None = None
 ) -> None:
     """Writes a model as a SavedModel, for TensorFlow Serving, any number of examples at a time.
 
@@ -58,14 +59,14 @@ def write_saved_model(
     classifier, "classify" answers the same inputs with `class` (int64 `[batch]`), `probability`
     (float32 `[batch]`) and, where labels have names, `label` (string `[batch]`); of several outputs
     with `NAME_class` and so on of each. Of an output of several labels it is `yes` (bool
-    `[batch, labels]`), `probability` and `label` of each, "" where the answer is no.
+    `[batch, labels]`), `probability` and `label` of each, "" where the answer is no. Of numbers
+    there is nothing to say there.
 
     Args:
         model: Functional tf_keras model in float32.
         folder: Where to write; must not exist.
         label_names: The classes' names; of several outputs by name.
-        multi_label: Names of the outputs, in the signature, that answer yes or no to each of
-            several labels.
+        kinds: What outputs answer, by their names in the signature. Those not there: classes.
 
     Raises:
         ExportError: It cannot be saved.
@@ -82,8 +83,9 @@ def write_saved_model(
 
     signatures = {_SERVING: serve}
     view = _classifier(model)
-    if view is not None:
-        signatures[_CLASSIFY] = _classify(view, inputs, outputs, label_names, multi_label)
+    kinds = kinds or {}
+    if view is not None and any(kinds.get(name) != "numbers" for name in outputs):
+        signatures[_CLASSIFY] = _classify(view, inputs, outputs, label_names, kinds)
     # Not the model: it would be saved as Keras does, which traces every layer once more.
     module = tf.Module()
     module.variables_of_model = list(model.weights)
@@ -127,7 +129,7 @@ def _classify(
     inputs: Sequence[str],
     outputs: Sequence[str],
     label_names: Any,
-    multi_label: Collection[str],
+    kinds: Mapping[str, Kind],
 ) -> Callable[..., dict[str, Any]]:
     def classify(**tensors: Any) -> dict[str, Any]:
         said = view([tensors[name] for name in inputs], training=False)[1]
@@ -135,8 +137,10 @@ def _classify(
         for name, head, output in zip(view.heads, view.heads.values(), outputs, strict=True):
             several = len(view.heads) > 1
             names = label_names.get(name, ()) if several and label_names else label_names
-            logits = said.of(name).logits
-            if output in multi_label:
+            logits, kind = said.of(name).logits, kinds.get(output)
+            if kind == "numbers":
+                continue
+            if kind == "labels":
                 answers = _answers_of_labels(logits, names)
             else:
                 answers = _answers(logits, head.activation, names)

@@ -41,7 +41,8 @@ class Limits:
     Args:
         max_accuracy_drop: Accuracy of the model minus accuracy of the artifact, in [0, 1].
         min_agreement: Share of examples on which both predict the same class, or of labels that
-            both decide alike, in [0, 1].
+            both decide alike, in [0, 1]. Of outputs of numbers both are R², the share of a variance
+            that is explained.
         max_output_error_steps: Largest quantization error, in steps of the output's scale, that
             99 % of the outputs may have. Only for outputs that were computed quantized. Useful
             after quantization-aware training, where the model rounds as the artifact does.
@@ -255,7 +256,7 @@ def check_label_names(label_names: Any, classes: Mapping[str, int]) -> None:
 
     Args:
         label_names: Of one output; of several by name.
-        classes: Number of classes of each output, by its name.
+        classes: Number of classes, or of what else it answers, of each output, by its name.
 
     Raises:
         SettingError: There are not; or they are of no output.

@@ -204,6 +204,9 @@ def _findings(
         message = "It ends in a softmax or a sigmoid: it gives probabilities, no logits"
         findings.append(Finding("note", "softmax", message, found.probabilities))
     for output in interface["outputs"] if interface else ():
+        if output["values"] == "numbers":
+            message = "The values of this output are numbers, in the unit of its labels"
+            findings.append(Finding("note", "numbers", message, (output["name"],)))
         if "decision" in output:
             message = f"Of this output {output['decision']}"
             findings.append(Finding("note", "multi_label", message, (output["name"],)))

@@ -26,7 +26,7 @@ from tfdistill.host import silence
 from tfdistill.inspection.findings import Finding, Inspection, Interface, count_text, shape_text
 from tfdistill.inspection.layer_costs import layer_costs
 from tfdistill.inspection.sizes import PredictedSize, predict_sizes, tell_weights_apart
-from tfdistill.multi_label import is_multi_label
+from tfdistill.kinds import kind_of
 from tfdistill.pruning import Pruning, PruningPlan, plan_pruning
 from tfdistill.quantization import Quantization, quantize
 from tfdistill.rows import kilobytes, percent
@@ -388,7 +388,7 @@ class _Stages:
                 )
                 hint = f"Leave the {head.activation} out, and the artifact gives logits."
                 self.add("warn", "softmax", message, (where,), hint)
-            if is_multi_label(head.activation, head.classes):
+            if kind_of(head.activation, head.classes) == "labels":
                 message = (
                     "Of labels in rows each is a yes or no of its own here; class numbers make "
                     "classes of it, one against the rest"

@@ -34,11 +34,12 @@ from tfdistill.litert.flatbuffer import (
     read,
     unpack,
 )
-from tfdistill.litert.sidecar import describe_interface, label_names_of, multi_label_of
+from tfdistill.litert.sidecar import describe_interface, kinds_of, label_names_of
 
 __all__ = ["labels_files", "metadata_entries", "read_metadata", "with_files"]
 
 _STANDARD, _OWN = "TFLITE_METADATA", "tfdistill"
+_KINDS = {"labels": "multi_label", "numbers": "numbers"}  # to their entries in our own
 _LABELS = "labels.txt"
 _IDENTIFIER, _PARSER_VERSION = b"M001", "1.0.0"
 _UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error)
@@ -70,8 +71,9 @@ def metadata_entries(
     own: dict[str, Any] = {}
     if interface["normalisation"]:
         own["normalisation"] = interface["normalisation"]
-    if multi_label_of(interface):
-        own["multi_label"] = [*multi_label_of(interface)]
+    for kind, entry in _KINDS.items():
+        names = [name for name, each in kinds_of(interface).items() if each == kind]
+        own |= {entry: names} if names else {}
     if own:
         entries[_OWN] = json.dumps(own, separators=(",", ":")).encode()
     if label_names_of(interface) or own:
@@ -158,7 +160,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
             inspection,
             label_names=labels,
             normalisation=own.get("normalisation", normalisation),  # the same, unrounded
-            multi_label=own.get("multi_label", ()),
+            kinds={name: kind for kind, entry in _KINDS.items() for name in own.get(entry, ())},
         )
     except (*_UNREADABLE, zipfile.BadZipFile) as error:
         raise ModelError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,19 @@ import numpy as np
 
 from tfdistill.errors import RunDirectoryError, SettingError
 from tfdistill.litert.flatbuffer import Inspection, TensorInterface
+from tfdistill.named import Kind
 from tfdistill.runs import files
 from tfdistill.runs.records import sha256_of
 
 __all__ = [
     "check_artifact_path",
     "describe_interface",
+    "kinds_of",
     "label_names_of",
-    "multi_label_of",
     "read_sidecar",
     "sidecar_path",
     "was_exported",
-    "with_multi_label",
+    "with_kinds",
     "write_artifact",
     "write_sidecar",
 ]
@@ -177,7 +178,7 @@ def describe_interface(
     *,
     label_names: Sequence[str] | Mapping[str, Sequence[str]] = (),
     normalisation: Mapping[str, Any] | None = None,
-    multi_label: Collection[str] = (),
+    kinds: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """How an app feeds and reads an artifact, in JSON's types.
 
@@ -186,8 +187,7 @@ def describe_interface(
         label_names: The classes' names by their index in the output; of several outputs by their
             names in the file. Each then has its own beside what else is said of it.
         normalisation: How raw values become the model's inputs.
-        multi_label: Names in the file of the outputs that answer yes or no to each of several
-            labels. They have a `threshold`, and what it means as a `decision` in words.
+        kinds: What outputs answer, by their names in the file; see `with_kinds`.
     """
     one = len(inspection.outputs) == 1
     of_outputs = label_names if isinstance(label_names, Mapping) else {}
@@ -205,36 +205,45 @@ def describe_interface(
         "label_names": list(label_names) if one and not of_outputs else [],
         "reset_state_before_each_run": inspection.stateful,
     }
-    return with_multi_label(interface, multi_label)
+    return with_kinds(interface, kinds or {})
 
 
-def with_multi_label(interface: Mapping[str, Any], outputs: Collection[str]) -> dict[str, Any]:
-    """How an app reads outputs that answer yes or no to each of several labels, beside the rest.
+def with_kinds(interface: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
+    """How an app reads outputs that answer something else than one class of several.
 
     Args:
         interface: From `describe_interface`.
-        outputs: Their names in the file.
+        kinds: What outputs answer, by their names in the file. Those of "labels", which are yes or
+            no to each of several, get a `threshold`, and what it means as a `decision` in words;
+            the `values` of "numbers" are these.
     """
 
-    def decision(values: str) -> dict[str, Any]:
-        above = 0.5 if values == "probabilities" else 0.0
+    def described(output: Mapping[str, Any]) -> dict[str, Any]:
+        kind = kinds.get(output["name"])
+        if kind == "numbers":
+            return {**output, "values": "numbers"}
+        if kind != "labels":
+            return {**output}
+        above = 0.5 if output["values"] == "probabilities" else 0.0
         words = f"each value is a yes or no of its own: yes above {above:g}"
-        return {"threshold": above, "decision": words}
+        return {**output, "threshold": above, "decision": words}
 
-    described = [
-        {**each, **(decision(each["values"]) if each["name"] in outputs else {})}
-        for each in interface["outputs"]
-    ]
-    return {**interface, "outputs": described}
+    return {**interface, "outputs": [described(each) for each in interface["outputs"]]}
 
 
-def multi_label_of(interface: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names in the file of the outputs that answer yes or no to each of several labels.
+def kinds_of(interface: Mapping[str, Any]) -> dict[str, Kind]:
+    """What outputs answer, by their names in the file, of those that answer no class.
 
     Args:
         interface: From `describe_interface`.
     """
-    return tuple(each["name"] for each in interface["outputs"] if "threshold" in each)
+    found: dict[str, Kind] = {}
+    for output in interface["outputs"]:
+        if output["values"] == "numbers":
+            found[output["name"]] = "numbers"
+        elif "threshold" in output:
+            found[output["name"]] = "labels"
+    return found
 
 
 def label_names_of(interface: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from tfdistill import schedules
 from tfdistill.errors import SettingError
@@ -152,6 +152,9 @@ class Shapes(NamedTuple):
         return self._replace(logits=self.logits[output], endings=ending)
 
 
+Meaning = Literal["classes", "labels", "numbers", "anything"]
+
+
 class DistillationLoss(abc.ABC):
     """One thing that the teacher teaches the student.
 
@@ -162,6 +165,8 @@ class DistillationLoss(abc.ABC):
     Attributes:
         weight: Factor of this loss in the total loss, finite and >= 0; or a schedule of it.
         name: Name of this loss in the logs.
+        meaning: What it takes the units of the output for: "classes" of which one is true,
+            "labels" that may be true together, "numbers", or "anything".
 
     Example:
         >>> from dataclasses import dataclass
@@ -179,6 +184,7 @@ class DistillationLoss(abc.ABC):
 
     weight: float | Schedule
     name: str
+    meaning: ClassVar[Meaning] = "anything"
 
     def __post_init__(self) -> None:
         """Checks the settings that all losses share; a subclass with more calls it, too.

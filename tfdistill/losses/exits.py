@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tfdistill._keras import tf, tf_keras
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.losses import functional
-from tfdistill.losses.base import DistillationLoss, Outputs, Shapes, shown
+from tfdistill.losses.base import DistillationLoss, Meaning, Outputs, Shapes, shown
 from tfdistill.losses.outputs import check_endings
 from tfdistill.losses.shared import class_numbers, with_two_classes
 from tfdistill.schedules import Schedule
@@ -51,6 +51,7 @@ class EarlyExits(DistillationLoss):
         ('block1', 'block2')
     """
 
+    meaning: ClassVar[Meaning] = "classes"
     layers: Sequence[str]
     temperature: float | Schedule = 3.0
     label_weight: float = 0.7

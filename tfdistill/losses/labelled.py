@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from tfdistill.errors import SettingError
 from tfdistill.losses import functional
-from tfdistill.losses.base import Outputs
-from tfdistill.losses.outputs import LogitsLoss, Meaning, check_parts
+from tfdistill.losses.base import Meaning, Outputs
+from tfdistill.losses.outputs import LogitsLoss, check_parts
 from tfdistill.losses.shared import mean_over_steps
 from tfdistill.schedules import Schedule
 
@@ -105,7 +105,7 @@ class RegressionTargets(LogitsLoss):
         True
     """
 
-    _meaning: ClassVar[Meaning] = "numbers"
+    meaning: ClassVar[Meaning] = "numbers"
     bounded: bool = False
     margin: float = 0.0
     weight: float | Schedule = 1.0

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from tfdistill.errors import ModelError, SettingError
 from tfdistill.losses import functional
-from tfdistill.losses.base import DistillationLoss, Outputs, Shapes, shown
+from tfdistill.losses.base import DistillationLoss, Meaning, Outputs, Shapes, shown
 from tfdistill.losses.shared import mean_over_steps
 from tfdistill.losses.temperatures import AdaptiveTemperature
 from tfdistill.schedules import Schedule
@@ -33,7 +33,6 @@ _DIVERGENCES = {
 }
 
 
-Meaning = Literal["classes", "labels", "numbers", "anything"]
 _ENDINGS: dict[str, tuple[Sequence[str], str, str]] = {  # what it cannot be; what it must; why
     "classes": (
         ["sigmoid"],
@@ -56,7 +55,7 @@ _ENDINGS: dict[str, tuple[Sequence[str], str, str]] = {  # what it cannot be; wh
 class LogitsLoss(DistillationLoss):
     """A loss of the two models' logits, `[batch, ..., classes]` each."""
 
-    _meaning: ClassVar[Meaning] = "classes"  # what it takes the units of an output for
+    meaning: ClassVar[Meaning] = "classes"
 
     @property
     def _relates_classes(self) -> str:
@@ -101,7 +100,7 @@ class LogitsLoss(DistillationLoss):
                 received=received,
                 hint="Let both see the same number of time steps, or places of an image.",
             )
-        check_endings(self, self._meaning, teacher, student)
+        check_endings(self, self.meaning, teacher, student)
         needing_three = self._relates_classes
         if needing_three and (student.logits[-1] or 0) < 3:
             raise ModelError(
@@ -241,7 +240,7 @@ class LogitsMSE(LogitsLoss):
         LogitsMSE(weight=0.1, name='logits_mse')
     """
 
-    _meaning: ClassVar[Meaning] = "anything"
+    meaning: ClassVar[Meaning] = "anything"
     weight: float | Schedule = 1.0
     name: str = "logits_mse"
 
@@ -332,7 +331,7 @@ class BinaryTargets(LogitsLoss):
         BinaryTargets(temperature=2.0, weight=1.0, name='binary_targets')
     """
 
-    _meaning: ClassVar[Meaning] = "labels"
+    meaning: ClassVar[Meaning] = "labels"
     temperature: float | Schedule = 1.0
     weight: float | Schedule = 1.0
     name: str = "binary_targets"
