@@ -192,7 +192,7 @@ def make_artifacts(
     with tempfile.TemporaryDirectory() as scratch:
         float32_path = Path(scratch) / "student_float32.tflite"
         if not set(export.formats) <= set(SAVED):
-            export_model(floating.model, float32_path, "float32", settings=export)
+            export_model(floating.model, float32_path, "float32", settings=export, kinds=kinds)
         for format in export.formats:
             terminal.heading(f"Exporting and certifying {format}")
             source = quantized if format == "int8" and quantized is not None else floating
