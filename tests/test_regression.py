@@ -21,7 +21,7 @@ from tfdistill.evaluation import Evaluation, agreement
 from tfdistill.export import export_model
 from tfdistill.page import snippet
 from tfdistill.regression import errors_of_numbers, explained, explained_of_each
-from tfdistill.report import read_report
+from tfdistill.report import OutputRow, Row, read_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -178,6 +178,12 @@ def test_explained_in_closed_form() -> None:
     constant = np.full([3, 1], 7.0)
     assert explained_of_each(constant, constant) == (1.0,)
     assert explained_of_each(constant + 1, constant) == (0.0,)
+
+
+def test_less_than_nothing_can_be_explained() -> None:
+    row = Row("distilled", "stage", -2.5, mean_absolute_errors=(3.0, 5.0))
+    assert row.cells()[1:3] == ("-250.00%", "4")
+    assert OutputRow(np.nan, -0.5).teacher_agreement == -0.5  # of an output without labels
 
 
 def test_what_is_not_finite_is_not_known() -> None:

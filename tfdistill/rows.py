@@ -176,10 +176,8 @@ def _right(row: Row) -> tuple[str, str]:
 def _check_shares(row: Any, *names: str) -> None:
     for name in names:
         value = getattr(row, name)
-        if value is None or math.isnan(value):
-            continue
-        if value > 1 or (value < 0 and not row.mean_absolute_errors):  # R² has no lower bound
-            raise SettingError(f"`{name}` must be in [0, 1].", received=value)
+        if value is not None and value > 1:  # R² of numbers has no lower bound
+            raise SettingError(f"`{name}` must be a share, at most 1.", received=value)
 
 
 def percent(share: float | None, digits: int) -> str:
