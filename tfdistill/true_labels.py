@@ -157,7 +157,7 @@ def _class_numbers(labels: np.ndarray, size: int, classes: int, who: str) -> np.
         raise DataError(
             f"{who} must have labels from 0 to {classes - 1}: the artifact has {classes} classes.",
             received=outside[0].item(),
-            hint="That its outputs are numbers, only the JSON file beside an artifact can say, or the "
+            hint="That its outputs are numbers, the JSON file beside an artifact says, or the "
             "artifact itself.",
         )
     return labels.astype(np.int64)
