@@ -154,7 +154,10 @@ def _certify(arguments: argparse.Namespace) -> int:
 
 
 def _print_json(content: Mapping[str, Any]) -> None:
-    print(json.dumps(content, indent=2, allow_nan=False))
+    from tfdistill.runs.files import to_json
+
+    finite = json.loads(to_json(content), parse_constant=lambda _: None)  # JSON has no NaN
+    print(json.dumps(finite, indent=2))
 
 
 def _shares(said: Certificate | OutputCertificate) -> str:

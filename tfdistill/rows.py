@@ -178,7 +178,9 @@ def _check_shares(row: Any, *names: str) -> None:
         value = getattr(row, name)
         if value is None or math.isnan(value):
             continue
-        if value > 1 or (value < 0 and not row.mean_absolute_errors):  # R² has no lower bound
+        # R² has no lower bound. Where nothing has labels, the agreement may be one.
+        of_numbers = bool(row.mean_absolute_errors) or math.isnan(row.accuracy)
+        if value > 1 or (value < 0 and not (of_numbers and name != "sparsity")):
             raise SettingError(f"`{name}` must be in [0, 1].", received=value)
 
 
