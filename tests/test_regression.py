@@ -593,3 +593,19 @@ def test_r_squared_that_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixtu
 
     alone = td.certify(path, model, (inputs[:1], wanted[:1]))
     assert alone.failures == ("R² is of two examples or more; the test set has one.",)
+
+
+def test_numbers_are_taken_for_no_classes(tmp_path: Path) -> None:
+    inputs, _, _ = examples(30)
+    model = perceptron(tf_keras)
+    path = tmp_path / "model.tflite"
+    export_model(model, path, "float32")  # which does not say that it gives numbers
+    rows = logits_of(model.get_weights(), inputs)
+    for labels, message in (
+        (rows, r"`data` must have labels in \[0, 1\], for an output of classes\."),
+        (np.abs(rows[:, 0]) % 2, "`data` must have labels from 0 to 2"),
+    ):
+        with pytest.raises(DataError, match=f"{message}.*RegressionTargets"):
+            td.certify(path, model, (inputs, labels))
+    with pytest.raises(DataError, match=r"label 1\.5\. .*td\.losses\.RegressionTargets teaches"):
+        summarise((INPUTS, np.abs(ROWS[:, 1])), classes=200)
