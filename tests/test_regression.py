@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -546,6 +547,19 @@ def test_ensembles_make_no_classes_of_numbers(units: int, how: dict[str, Any]) -
     with pytest.raises(ModelError, match=r"numbers.*of an ensemble, combine='probabilities'"):
         td.Distiller(student, td.teachers.Ensemble(models, **how), NUMBERS)
     td.Distiller(student, td.teachers.Ensemble(models), NUMBERS)
+
+
+def test_the_command_says_nothing_of_all_numbers_at_once() -> None:
+    several = SimpleNamespace(
+        counted="examples",
+        accuracy=np.nan,
+        agreement=np.nan,
+        mean_absolute_errors=(),
+        reference_mean_absolute_errors=(),
+    )
+    assert _shares(cast(Any, several)) == ""
+    several.accuracy = None  # of one output without labels
+    assert _shares(cast(Any, several)) == "no labels"
 
 
 def test_agreement_of_numbers_without_labels_has_no_lower_bound() -> None:
