@@ -566,7 +566,8 @@ def test_agreement_of_numbers_without_labels_has_no_lower_bound() -> None:
     unlabelled = OutputRow(np.nan, -3.5)
     row = Row("distilled", "stage", accuracy=0.5, outputs={"measures": unlabelled})
     assert row.of("measures").teacher_agreement == -3.5
-    for known in ({"accuracy": 0.5}, {"accuracy": np.nan, "sparsity": -0.1}):
+    broken: list[dict[str, Any]] = [{"accuracy": 0.5}, {"accuracy": np.nan, "sparsity": -0.1}]
+    for known in broken:
         with pytest.raises(SettingError, match=r"must be in \[0, 1\]"):
             Row("distilled", "stage", **{"teacher_agreement": -3.5, **known})
 
