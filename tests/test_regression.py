@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -14,14 +15,14 @@ from networks import examples, logits_of, perceptron
 import tfdistill as td
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.certificate import Certificate
-from tfdistill.cli import _shares
+from tfdistill.cli import _print_json, _shares
 from tfdistill.data.summary import summarise
-from tfdistill.errors import DataError, SettingError
+from tfdistill.errors import DataError, ModelError, SettingError
 from tfdistill.evaluation import Evaluation, agreement
 from tfdistill.export import export_model
-from tfdistill.page import snippet
+from tfdistill.page import render, snippet
 from tfdistill.regression import errors_of_numbers, explained, explained_of_each
-from tfdistill.report import OutputRow, Row, read_report
+from tfdistill.report import OutputRow, Report, Row, read_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -308,7 +309,10 @@ def test_the_report_shows_numbers(one: Run) -> None:
     ):
         assert words in page, words
     assert "Accuracy" not in page.replace("Accuracy and agreement are R²", "")
-    assert "Accuracy and agreement are R²" in " ".join(read.details["notes"])
+    notes = " ".join(read.details["notes"])
+    assert "Accuracy and agreement are R²" in notes
+    assert "Nothing of what it said was left out" in notes  # and no divergence of soft targets
+    assert "R² against teacher" in header
 
 
 def test_numbers_are_stored_as_they_are(one: Run, teacher: Any, digits: Any) -> None:
@@ -536,3 +540,93 @@ def test_what_makes_no_sense_of_numbers_is_refused(
             run_dir=tmp_path,
             verbose=0,
         )
+
+
+# --- what is not known, and what is no class ---
+
+
+@pytest.mark.parametrize("units", [1, 3])
+@pytest.mark.parametrize("how", [{"combine": "probabilities"}, {"by_confidence": True}])
+def test_ensembles_make_no_classes_of_numbers(units: int, how: dict[str, Any]) -> None:
+    models = [perceptron(keras, seed=seed, classes=units) for seed in (1, 2)]
+    student = perceptron(tf_keras, classes=units)
+    with pytest.raises(ModelError, match=r"numbers.*of an ensemble, combine='probabilities'"):
+        td.Distiller(student, td.teachers.Ensemble(models, **how), NUMBERS)
+    td.Distiller(student, td.teachers.Ensemble(models), NUMBERS)
+
+
+def test_the_command_says_nothing_of_all_numbers_at_once() -> None:
+    several = SimpleNamespace(
+        counted="examples",
+        accuracy=np.nan,
+        agreement=np.nan,
+        mean_absolute_errors=(),
+        reference_mean_absolute_errors=(),
+    )
+    assert _shares(cast(Any, several)) == ""
+    several.accuracy = None  # of one output without labels
+    assert _shares(cast(Any, several)) == "no labels"
+
+
+def test_agreement_of_numbers_without_labels_has_no_lower_bound() -> None:
+    unlabelled = OutputRow(np.nan, -3.5)
+    row = Row("distilled", "stage", accuracy=0.5, outputs={"measures": unlabelled})
+    assert row.of("measures").teacher_agreement == -3.5
+    broken: list[dict[str, Any]] = [{"accuracy": 0.5}, {"accuracy": np.nan, "sparsity": -0.1}]
+    for known in broken:
+        with pytest.raises(SettingError, match=r"must be in \[0, 1\]"):
+            Row("distilled", "stage", **{"teacher_agreement": -3.5, **known})
+
+
+def test_numbers_alone_have_no_accuracy_of_all() -> None:
+    found = {name: OutputRow(0.25, 0.5, (0.25,), (7.0,)) for name in ("length", "weight")}
+    report = Report(
+        "birds",
+        (Row("distilled", "stage", accuracy=np.nan, outputs=found),),
+        kinds={"length": "numbers", "weight": "numbers"},
+    )
+    header, cells = report.table()
+    errors = [f"mean absolute error of {name}" for name in found]
+    assert header == ("model", "R² of length", errors[0], "R² of weight", errors[1])
+    assert cells == ("distilled", "25.00%", "7", "25.00%", "7")
+    assert "ccuracy" not in render(report)
+
+
+def test_r_squared_that_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs, _, _ = examples(30)
+    model = perceptron(tf_keras)
+    path = tmp_path / "model.tflite"
+    export_model(model, path, "float32", kinds={"": "numbers"})
+    wanted = logits_of(model.get_weights(), inputs)
+
+    def overflows(batch: Any) -> Any:
+        return tf.where(tf.range(len(batch))[:, tf.newaxis] == 4, np.inf, model(batch))
+
+    found = td.certify(path, overflows, (inputs, wanted))
+    assert found.accuracy == pytest.approx(1.0)
+    assert found.failures[0] == "The model gives NaN or infinity on 1 of 30 examples."
+    _print_json(found.to_dict())
+    again = Certificate.from_dict(json.loads(capsys.readouterr().out))
+    assert np.isnan([again.reference_accuracy, again.agreement]).all()
+    rows = (Row("float32", "artifact", accuracy=found.accuracy, certified=False),)
+    page = render(Report("birds", rows, details={"certificates": {"float32": found.to_dict()}}))
+    assert " - in Keras" in page
+
+    alone = td.certify(path, model, (inputs[:1], wanted[:1]))
+    assert alone.failures == ("R² is of two examples or more; the test set has one.",)
+
+
+def test_numbers_are_taken_for_no_classes(tmp_path: Path) -> None:
+    inputs, _, _ = examples(30)
+    model = perceptron(tf_keras)
+    path = tmp_path / "model.tflite"
+    export_model(model, path, "float32")  # which does not say that it gives numbers
+    rows = logits_of(model.get_weights(), inputs)
+    for labels, message in (
+        (rows, r"`data` must have labels in \[0, 1\], for an output of classes\."),
+        (np.abs(rows[:, 0]) % 2, "`data` must have labels from 0 to 2"),
+    ):
+        with pytest.raises(DataError, match=f"{message}.*RegressionTargets"):
+            td.certify(path, model, (inputs, labels))
+    with pytest.raises(DataError, match=r"label 1\.5\. .*td\.losses\.RegressionTargets teaches"):
+        summarise((INPUTS, np.abs(ROWS[:, 1])), classes=200)

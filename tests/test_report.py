@@ -177,9 +177,9 @@ def test_unreadable_reports(tmp_path: Path, content: str | None, message: str) -
     ("changes", "message"),
     [
         ({"kind": "artefact"}, r"`kind` must be one of teacher, .*\. Received: artefact\."),
-        ({"accuracy": 96.3}, r"`accuracy` must be a share, at most 1\. Received: 96\.3\."),
-        ({"sparsity": 50}, r"`sparsity` must be a share, at most 1"),
-        ({"teacher_agreement": 2}, r"`teacher_agreement` must be a share, at most 1"),
+        ({"accuracy": 96.3}, r"`accuracy` must be in \[0, 1\]\. Received: 96\.3\."),
+        ({"sparsity": -0.1}, r"`sparsity` must be in \[0, 1\]"),
+        ({"teacher_agreement": 2}, r"`teacher_agreement` must be in \[0, 1\]"),
     ],
 )
 def test_rows_check_themselves(changes: dict[str, Any], message: str) -> None:

@@ -40,6 +40,7 @@ from tfdistill.output_certificate import (
     WorstExample,
     certified,
     failures_of,
+    share_of,
 )
 
 __all__ = [
@@ -170,6 +171,8 @@ class Certificate:
         values = {name: value for name, value in content.items() if name != "passed"}
         for name in ("failures", "label_names", "left_float", "per_class_accuracy", *ERRORS):
             values[name] = tuple(values.get(name, ()))  # an older one may lack it
+        for name in ("accuracy", "reference_accuracy", "agreement"):
+            values[name] = share_of(values[name])
         values["operators"] = tuple(Operator(**each) for each in values["operators"])
         values["worst_examples"] = tuple(WorstExample(**e) for e in values["worst_examples"])
         single: dict[str, Any] = {

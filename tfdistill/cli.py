@@ -145,7 +145,7 @@ def _certify(arguments: argparse.Namespace) -> int:
         _print_json(certificate.to_dict())
     else:
         passed = "passed" if certificate.passed else "FAILED"
-        print(f"{arguments.artifact}: {passed}; {_shares(certificate)}")
+        print(f"{arguments.artifact}: {'; '.join(filter(None, (passed, _shares(certificate))))}")
         for name, output in certificate.outputs.items():
             print(f"  {name}: {_shares(output)}")
         for failure in certificate.failures:
@@ -154,13 +154,16 @@ def _certify(arguments: argparse.Namespace) -> int:
 
 
 def _print_json(content: Mapping[str, Any]) -> None:
-    print(json.dumps(content, indent=2, allow_nan=False))
+    from tfdistill.runs.files import to_json
+
+    finite = json.loads(to_json(content), parse_constant=lambda _: None)  # JSON has no NaN
+    print(json.dumps(finite, indent=2))
 
 
 def _shares(said: Certificate | OutputCertificate) -> str:
-    """How right an artifact, or an output of it, is."""
+    """How right an artifact, or an output of it, is; "" where only its outputs are."""
     what, shared = _WORDS.get(said.counted, ("accuracy", "agreement"))
-    parts = ["no labels"]
+    parts = ["no labels"] if said.accuracy is None else []
     if said.accuracy is not None and not math.isnan(said.accuracy):
         parts = [f"{what} {said.accuracy:.4f} in LiteRT, {said.reference_accuracy:.4f} in Keras"]
     for ours, theirs in zip(

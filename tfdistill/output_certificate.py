@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,14 @@ from tfdistill.comparison import Compared
 from tfdistill.export import Limits
 from tfdistill.regression import errors_of_numbers, explained, explained_of_each
 
-__all__ = ["OutputCertificate", "OutputError", "WorstExample", "certified", "failures_of"]
+__all__ = [
+    "OutputCertificate",
+    "OutputError",
+    "WorstExample",
+    "certified",
+    "failures_of",
+    "share_of",
+]
 
 _WORST = 10
 _AGREEMENTS = {
@@ -114,6 +122,7 @@ class OutputCertificate:
         return cls(
             **{
                 **content,
+                "agreement": share_of(content["agreement"]),
                 "per_class_accuracy": tuple(content["per_class_accuracy"]),
                 "output_error": None if error is None else OutputError(**error),
                 "worst_examples": tuple(WorstExample(**e) for e in content["worst_examples"]),
@@ -222,6 +231,11 @@ def _compare(
     return summary, tuple(worst)
 
 
+def share_of(value: float | None) -> float:
+    """A share after a trip through JSON, which has no NaN."""
+    return math.nan if value is None else value
+
+
 def _finite(number: Any) -> float | None:
     return float(number) if np.isfinite(number) else None
 
@@ -235,6 +249,8 @@ def failures_of(found: OutputCertificate, run: Compared, limits: Limits) -> tupl
             failures.append(
                 f"The {who} gives NaN or infinity on {broken} of {len(outputs)} examples."
             )
+    if run.kind == "numbers" and len(run.outputs) < 2:
+        failures.append("R² is of two examples or more; the test set has one.")
     if found.accuracy is not None and found.reference_accuracy is not None:
         drop = found.reference_accuracy - found.accuracy
         if limits.max_accuracy_drop is not None and drop > limits.max_accuracy_drop + 1e-9:

@@ -27,6 +27,7 @@ from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
 from tfdistill.litert.sidecar import label_names_of
+from tfdistill.rows import percent
 from tfdistill.runs.files import to_json
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def render(report: Report) -> str:
             for artifact, examples in report.disagreements.items()
         },
         as_text=_as_text,
+        percent=percent,
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

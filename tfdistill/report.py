@@ -36,7 +36,6 @@ _FORMAT = 4
 _ERROR = "mean absolute error"
 _OF_SOME = ("outputs", "mean_absolute_errors")  # which are not written where there are none
 _HEADER = (
-    "agrees with teacher",
     "parameters",
     "size",
     "gzip size",
@@ -109,12 +108,13 @@ class Report:
             for output, of_output in names
             for what in ("R²" if self.kinds.get(output) == "numbers" else "accuracy", _ERROR)
         ]
-        header = ("model", *right, *_HEADER)
+        agrees = "R² against teacher" if self.kinds.get("") == "numbers" else "agrees with teacher"
+        header = ("model", *right, agrees, *_HEADER)
         lines = [header, *(row.cells(self.outputs) for row in self.rows)]
         kept = [
             column
             for column in range(len(header))
-            if column < 2 or any(line[column] != "-" for line in lines[1:])
+            if column < (1 if self.outputs else 2) or any(line[column] != "-" for line in lines[1:])
         ]
         return [tuple(line[column] for column in kept) for line in lines]
 

@@ -176,8 +176,12 @@ def _right(row: Row) -> tuple[str, str]:
 def _check_shares(row: Any, *names: str) -> None:
     for name in names:
         value = getattr(row, name)
-        if value is not None and value > 1:  # R² of numbers has no lower bound
-            raise SettingError(f"`{name}` must be a share, at most 1.", received=value)
+        if value is None or math.isnan(value):
+            continue
+        # R² has no lower bound. Where nothing has labels, the agreement may be one.
+        of_numbers = bool(row.mean_absolute_errors) or math.isnan(row.accuracy)
+        if value > 1 or (value < 0 and not (of_numbers and name != "sparsity")):
+            raise SettingError(f"`{name}` must be in [0, 1].", received=value)
 
 
 def percent(share: float | None, digits: int) -> str:

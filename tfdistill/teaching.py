@@ -43,12 +43,17 @@ class Teaching:
         mean, most = self.stored.divergence
         views = "" if self.stored.views == 1 else f" in {self.stored.views} views"
         saved = epochs / self.stored.views - 1
+        lost = (
+            f"KL divergence of its soft targets from the stored ones: {mean:.1e} in the mean, "
+            f"{most:.1e} at most."
+            if most
+            else "Nothing of what it said was left out."
+        )
         return (
             f"The teacher was asked about each of {self.stored.examples:,} examples{views} once, "
             f"in {self.stored.seconds:.0f} s and {self.stored.bytes / 1e6:.1f} MB, not in each of "
             f"{epochs} epochs: that saved about {max(0.0, saved * self.stored.seconds):.0f} s. "
-            f"KL divergence of its soft targets from the stored ones: {mean:.1e} in the mean, "
-            f"{most:.1e} at most."
+            f"{lost}"
         )
 
 

@@ -13,6 +13,11 @@ from tfdistill.regression import numbers_of
 
 __all__ = ["ClassLabels", "NumberLabels"]
 
+_OF_NUMBERS = (
+    "That its outputs are numbers is known of an artifact that a pipeline wrote, where "
+    "td.losses.RegressionTargets taught the student."
+)
+
 
 class ClassLabels:
     """The labels of one output, batch by batch.
@@ -51,14 +56,15 @@ class ClassLabels:
         labels = np.asarray(given)
         if labels.shape == (size, self._units) and self._units > 1:
             inside = bool(((labels >= 0) & (labels <= 1)).all())
-            if self._known and not inside:
+            if not inside:
+                what = "several that may be true together" if self._known else "classes"
                 raise DataError(
-                    f"{self.who} must have labels in [0, 1], for an output of several that may be "
-                    "true together.",
+                    f"{self.who} must have labels in [0, 1], for an output of {what}.",
                     received=labels[~((labels >= 0) & (labels <= 1)).all(axis=1)][0].tolist(),
+                    hint=_OF_NUMBERS,
                 )
             sums = labels.sum(axis=1, dtype=np.float64)
-            self.multi_label |= inside and bool((np.abs(sums - 1) > 1e-3).any())
+            self.multi_label |= bool((np.abs(sums - 1) > 1e-3).any())
             self._decided.append(decided(labels, 0.5).astype(bool))
         elif self._known:
             raise DataError(
@@ -157,7 +163,6 @@ def _class_numbers(labels: np.ndarray, size: int, classes: int, who: str) -> np.
         raise DataError(
             f"{who} must have labels from 0 to {classes - 1}: the artifact has {classes} classes.",
             received=outside[0].item(),
-            hint="That its outputs are numbers, the JSON file beside an artifact says, or the "
-            "artifact itself.",
+            hint=_OF_NUMBERS if outside[0] % 1 else "",
         )
     return labels.astype(np.int64)

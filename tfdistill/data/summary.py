@@ -452,7 +452,9 @@ def _class_indices(labels: Any, classes: int | None, name: str, *, who: str) -> 
         raise DataError(
             f"{who} must have labels that are whole numbers from 0{limit}.",
             received=f"label {indices[wrong][0].item()}",
-            hint="Examples without a label are trained on with td.Distillation(unlabelled=...)."
+            hint="Where labels are numbers, td.losses.RegressionTargets teaches them."
+            if np.isfinite(indices[wrong][0]) and indices[wrong][0] % 1
+            else "Examples without a label are trained on with td.Distillation(unlabelled=...)."
             if name == "train"
             else "Leave examples without a label out.",
         )

@@ -47,7 +47,8 @@ _ENDINGS: dict[str, tuple[Sequence[str], str, str]] = {  # what it cannot be; wh
     "numbers": (
         ["softmax", "sigmoid"],
         "numbers, without an activation,",
-        "What is before an activation would be compared. Leave the activation out.",
+        "What is before an activation would be compared. Leave the activation out; of an ensemble, "
+        "combine='probabilities' and by_confidence=True, which make one of classes of it.",
     ),
 }
 

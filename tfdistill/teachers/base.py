@@ -243,7 +243,8 @@ def check_answers(said: Any, *, batch: int, who: str, several: bool = False) -> 
         raise ModelError(
             f"`teacher` must return one tensor of shape [batch, classes] = [{batch}, classes].",
             received=f"{who} of shape {shape}",
-            hint="Wrap it in a function that picks the logits.",
+            hint="Wrap it in a function that picks the logits; one number for each example is "
+            "[batch, 1].",
         )
 
 

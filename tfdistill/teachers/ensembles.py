@@ -379,7 +379,7 @@ def _ending_of_classes(ending: str | None, units: int | None) -> str | None:
         ModelError: The members end in several sigmoids.
     """
     if units == 1:
-        return ending
+        return "sigmoid"
     if ending == "sigmoid":
         raise ModelError(
             "The members of an ensemble of probabilities, or by confidence, must be of classes.",
