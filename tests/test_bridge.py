@@ -381,3 +381,23 @@ def test_roundings_that_a_network_enlarges_are_no_difference() -> None:
     theirs.get_layer("mixed_1").set_weights([kernel, bias + 0.01])
     with pytest.raises(ConversionError, match=r"1 of 1 comparisons differ, the worst output 0"):
         equality.check_outputs(ours, theirs)
+
+
+def test_roundings_are_tried_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One time they move the outputs of a chaotic network by little, another time by much."""
+    model = unstable(tf_keras)
+    asked: list[int] = []
+
+    def noise(*_: Any, seed: int) -> dict[str, float]:
+        asked.append(seed)
+        return {"output 0": 0.01 if seed == largest else 1e-4}
+
+    monkeypatch.setattr(equality, "_rounding_noise", noise)
+    largest = 3
+    equality._raise_if_different({"output 0": 0.015, "layer a": 1e-7}, model, [], [])
+    assert asked == [0, 1, 2, 3]
+    for errors, trials in (({"output 0": 0.05}, equality._TRIALS), ({"layer a": 0.001}, 1)):
+        asked.clear()
+        with pytest.raises(ConversionError, match="1 of 1 comparisons differ"):
+            equality._raise_if_different(errors, model, [], [])
+        assert len(asked) == trials

@@ -31,7 +31,9 @@ MAX_RELATIVE_ERROR = 1e-5
 _MAX_RELATIVE_ERROR_HALF = 1e-2
 # In a deep network roundings grow from layer to layer. Two libraries, which round differently, may
 # then differ by this many times what the original's outputs move by one rounding in each layer.
-_ROUNDINGS = 2.0
+# These move them by 0.003 one time and by 0.03 another, in a ResNetRS50 of random weights: it is
+# done so often, at most.
+_ROUNDINGS, _TRIALS = 2.0, 8
 _CHECK_BATCH = 4
 _LARGE = 100_000  # numbers in an example
 # Tried for sizes that the model leaves open: where an input has several (an image), and one.
@@ -127,8 +129,11 @@ def _raise_if_different(
     wrong = {name: error for name, error in errors.items() if not error <= tolerance}
     if not wrong:
         return
-    noise = _rounding_noise(source, inputs, outputs)
-    wrong = {n: error for n, error in wrong.items() if not error <= _ROUNDINGS * noise.get(n, 0.0)}
+    for trial in range(_TRIALS):
+        noise = _rounding_noise(source, inputs, outputs, seed=trial)
+        wrong = {n: e for n, e in wrong.items() if not e <= _ROUNDINGS * noise.get(n, 0.0)}
+        if not wrong or not wrong.keys() <= noise.keys():  # a layer alone blows nothing up
+            break
     if wrong:
         worst = sorted(wrong.items(), key=lambda item: -item[1])[:5]
         raise ConversionError(
@@ -139,9 +144,11 @@ def _raise_if_different(
         )
 
 
-def _rounding_noise(source: Any, inputs: list[Any], outputs: list[Any]) -> dict[str, float]:
+def _rounding_noise(
+    source: Any, inputs: list[Any], outputs: list[Any], seed: int
+) -> dict[str, float]:
     """How far the outputs move where each layer's output is rounded to the next number."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
 
     def call(layer: Any, node: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         ours = {"training": False} if "training" not in kwargs and takes_training(layer) else {}
