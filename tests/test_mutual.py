@@ -94,7 +94,7 @@ def test_a_step_is_that_of_two_distillers() -> None:
 def test_a_step_without_lessons_is_that_of_keras() -> None:
     """With what regularizes weights, and with statistics of the batch."""
     inputs, labels, _ = examples(12)
-    settings = {"regularizer": "l2", "normalized": True}
+    settings: Any = {"regularizer": "l2", "normalized": True}
     together = students(**settings)
     distiller = mutual(together, (losses.SoftTargets(weight=0),), 1.0, run_eagerly=True)
     distiller.train_on_batch(inputs, labels)
