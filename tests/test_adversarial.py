@@ -248,13 +248,13 @@ def test_only_floats_are_moved() -> None:
     inputs, labels, _ = examples(classes=3)
     numbers = (inputs > 0).astype(np.int32)
     left, right = tf_keras.layers.Input([4], name="left"), tf_keras.layers.Input([4], name="right")
-    joined = tf_keras.layers.Concatenate()([left, tf.cast(right, tf.float32)])
+    joined = tf_keras.layers.Concatenate()([tf.cast(left, tf.float32), right])
     student = tf_keras.Model({"left": left, "right": right}, tf_keras.layers.Dense(3)(joined))
     distiller = td.Distiller(
-        student, lambda batch: batch["left"][:, :3], [losses.LogitsMSE()], adversarial=SETTINGS
+        student, lambda batch: batch["right"][:, :3], [losses.LogitsMSE()], adversarial=SETTINGS
     )
     distiller.compile("sgd", LABEL_LOSS)
-    data = {"left": inputs, "right": numbers}
+    data = {"left": numbers, "right": inputs}
     assert np.isfinite(distiller.train_on_batch(data, labels, return_dict=True)["loss"])
     with pytest.raises(
         DataError, match=r"`data` must have inputs of floats for `adversarial`\. Received: int32"

@@ -16,6 +16,7 @@ from quick import only
 
 from tfdistill._keras import keras, tf, tf_keras, tfmot
 from tfdistill.certificate import Certificate, certify
+from tfdistill.comparison import Compared
 from tfdistill.errors import (
     CertificationError,
     DataError,
@@ -24,6 +25,7 @@ from tfdistill.errors import (
     SettingError,
 )
 from tfdistill.export import Export, ExportedModel, Limits, Normalisation, export_model
+from tfdistill.output_certificate import certified, failures_of
 
 LAYERS = tf_keras.layers
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -236,6 +238,29 @@ def test_limits_decide(int8: ExportedModel, fake_quantized: Any, test_set: Array
 
     assert len(failures(other)) == 1  # a model that is worse is no drop, but no agreement either
     assert failures(other, min_agreement=0) == ()
+
+
+def test_errors_and_limits_in_closed_form() -> None:
+    """Two outputs of 400 are off by 8, and make two examples of 200 wrong."""
+    right = np.zeros(200, np.int64)
+    reference = np.tile(np.array([2, 0], np.float32), [200, 1])
+    wrong, outputs = right.copy(), reference.copy()
+    wrong[:2], outputs[:2, 1] = 1, 8
+    run = Compared("logits", 2, outputs, reference, wrong, right, labels=right)
+    found = certified(run, 0.5, ())
+    assert (found.accuracy, found.reference_accuracy, found.agreement) == (0.99, 1, 0.99)
+    error = found.output_error
+    assert error is not None
+    assert (error.p50, error.p99, error.maximum) == (0, 0, 16)
+    assert (error.max_absolute, error.max_relative) == (8, 4)
+    at_its_limits = Limits(max_accuracy_drop=0.01, min_agreement=0.99, max_output_error_steps=1)
+    assert failures_of(found, run, at_its_limits) == ()
+    (dropped,) = failures_of(found, run, Limits(max_accuracy_drop=0.009, min_agreement=0))
+    assert dropped.startswith("Accuracy drops by 0.0100, from 1.0000 to 0.9900; the limit is 0.0")
+    reference[7, 0] = np.nan
+    assert failures_of(found, run, at_its_limits) == (
+        "The model gives NaN or infinity on 1 of 200 examples.",
+    )
 
 
 def test_outputs_that_are_no_numbers_fail(student: Any, test_set: Arrays, tmp_path: Path) -> None:

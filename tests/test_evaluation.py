@@ -29,6 +29,12 @@ def test_answers_in_the_order_of_the_set() -> None:
     assert found.accuracy == 0.8
 
 
+def test_one_logit_is_two_classes() -> None:
+    found = Evaluation(np.array([[1], [-1], [2]], np.float32), np.array([1, 0, 0]))
+    np.testing.assert_array_equal(found.predictions, [1, 0, 1])
+    assert found.per_class_accuracy == (0.5, 1.0)
+
+
 def test_agreement_is_of_the_same_examples_only() -> None:
     logits = np.eye(4, dtype=np.float32)
     one = Evaluation(logits, np.array([0, 1, 2, 3]))

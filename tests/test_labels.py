@@ -82,6 +82,15 @@ def test_half_precision_predictions_are_computed_in_float32() -> None:
     np.testing.assert_allclose(values, [80000.0])
 
 
+def test_a_function_may_compute_in_any_precision() -> None:
+    def loss(labels: Any, logits: Any) -> Any:
+        return tf.reduce_sum(tf.cast(labels - logits, tf.float64), axis=-1)
+
+    values = _values(loss, np.ones([2, 3], np.float32), np.zeros([2, 3], np.float32))
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, [3, 3])
+
+
 @pytest.mark.parametrize(
     ("loss", "activation", "message"),
     [

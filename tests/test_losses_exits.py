@@ -195,6 +195,11 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
             "`layers` must put out [batch, ..., width] with a known width. "
             "Received: layer 'flat' [batch, ?]",
         ),
+        (
+            losses.Shapes((CLASSES,), WIDTHS, "sigmoid"),
+            "`student` must end in a softmax, or in logits, for the loss 'early_exits'. "
+            "Received: sigmoid of 3 units",
+        ),
     ],
 )
 def test_what_has_no_exit_is_refused(shapes: losses.Shapes, message: str) -> None:

@@ -212,7 +212,7 @@ def test_relations_do_not_see_rotation_or_scale(name: str) -> None:
     pair = FEATURE_PAIRS[name]
     teacher, student = random_features(pair)
     value = pair.ours(teacher, student)
-    moved = 30.0 * student @ rotation(3), 1e-3 * teacher @ rotation(4)
+    moved = 1e25 * student @ rotation(3), 1e-25 * teacher @ rotation(4)
     np.testing.assert_allclose(pair.ours(moved[1], moved[0]), value, rtol=1e-3, atol=1e-6)
     bent = student * np.array([1, 5, 1], np.float32)
     assert np.abs(pair.ours(teacher, bent) - value).max() > 1e-4
@@ -223,7 +223,7 @@ def test_relational_losses_do_not_see_a_shift(name: str) -> None:
     pair = FEATURE_PAIRS[name]
     teacher, student = random_features(pair)
     np.testing.assert_allclose(
-        pair.ours(teacher + 7, student - 20), pair.ours(teacher, student), rtol=1e-3, atol=1e-5
+        pair.ours(teacher + 7, student - 1000), pair.ours(teacher, student), rtol=1e-3, atol=1e-5
     )
 
 
@@ -254,6 +254,7 @@ def test_equal_examples_have_no_infinite_gradient(name: str) -> None:
     pair = FEATURE_PAIRS[name]
     teacher, student = random_features(pair)
     student[1] = student[0]
+    student[4] = student[2] + 0.05  # near, not equal
     teacher[3] = teacher[2]
     np.testing.assert_allclose(pair.ours(teacher, student), pair.formula(teacher, student), 1e-3)
     assert np.abs(gradient(pair.ours, teacher, student)).max() < 10
@@ -271,7 +272,8 @@ def test_relational_losses_of_too_few_examples_are_zero() -> None:
 def test_attention_is_where_not_how_much_nor_by_which_channel() -> None:
     teacher, student = random_features(FEATURE_PAIRS["attention_transfer"])
     ours = functional.attention_transfer(teacher, student)
-    permuted = np.array([7, 0.2, 3], np.float32)[:, None, None, None] * student[..., [2, 0, 1]]
+    scales = np.array([7, 1e-25, 1e25], np.float32)[:, None, None, None]  # each example its own
+    permuted = scales * student[..., [2, 0, 1]]
     np.testing.assert_allclose(functional.attention_transfer(teacher, permuted), ours, rtol=1e-5)
     apart = functional.attention_transfer([[[1.0], [0.0]]], [[[0.0], [2.0]]])
     np.testing.assert_allclose(apart, [2.0])
@@ -376,6 +378,22 @@ def test_scores_of_masked_pairs_do_not_matter() -> None:
     squares = (teacher - student) ** 2
     expected = [squares[i][:, mask[i, 0]].mean() for i in range(2)]
     np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["hidden_states", "cosine_hidden_states", "attention_scores"])
+def test_what_counts_is_what_the_students_mask_says(name: str) -> None:
+    pair = FEATURE_PAIRS[name]
+    teacher, student = random_features(pair)
+    mask = np.random.default_rng(3).random([len(student), 1, 4, 5]) > 0.5
+    mask = mask if name == "attention_scores" else MASK
+    loss = {**CLASSES, "attention_scores": losses.AttentionScores}[name]("t", "s")
+    (theirs,), (ours,) = loss.teacher_layers, loss.student_layers
+    value = loss.call(
+        said(**{theirs: teacher})._replace(masks={theirs: tf.constant(~mask)}),
+        said(**{ours: student})._replace(masks={ours: tf.constant(mask)}),
+    )
+    np.testing.assert_allclose(value, getattr(functional, name)(teacher, student, mask), rtol=1e-6)
+    assert np.abs(value - pair.formula(teacher, student)).max() > 1e-3
 
 
 # --- sizes ---

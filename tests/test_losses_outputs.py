@@ -139,6 +139,8 @@ def test_examples_below_the_threshold_teach_nothing_and_are_counted() -> None:
     ours = loss.call(said(teacher), said(student)).numpy()
     assert ours[1] == 0
     assert ours.mean() == pytest.approx(hard_targets(teacher, student)[0] / 2, rel=1e-5)
+    even = functional.hard_targets([[0.0, 0.0]], [[0.0, 0.0]], threshold=0.5)
+    np.testing.assert_allclose(even, np.log(2), rtol=1e-6)  # 0.5 reaches it
     slopes = gradient(lambda t, s: loss.call(said(t), said(s)), teacher, student)
     assert (slopes[1] == 0).all()
     assert (slopes[0] != 0).all()
@@ -379,7 +381,7 @@ def test_masks_of_fewer_axes_count_all_that_is_inside() -> None:
 
 def test_each_loss_reads_the_stored_logits_that_are_right_for_it() -> None:
     teacher, student = random_pair(4, 5)
-    stored = losses.Outputs(teacher - 9, {}, {"1.0": teacher + 1, "2.0": teacher * 2})
+    stored = losses.Outputs(teacher / 9, {}, {"1.0": teacher * 9, "2.0": teacher * 2})
     for loss, right in [
         *(
             (losses.SoftTargets(2.0, divergence=divergence), teacher * 2)
@@ -388,7 +390,7 @@ def test_each_loss_reads_the_stored_logits_that_are_right_for_it() -> None:
         (losses.ProbabilityMSE(2.0), teacher * 2),
         (losses.DIST(temperature=2.0), teacher * 2),
         (losses.DecoupledKD(temperature=2.0), teacher * 2),
-        (losses.HardTargets(threshold=0.6), teacher + 1),
+        (losses.HardTargets(threshold=0.6), teacher * 9),
     ]:
         np.testing.assert_array_equal(
             call_with_labels(loss, stored, said(student)),

@@ -101,6 +101,25 @@ def test_the_box_is_that_of_the_authors(share: float) -> None:
         np.testing.assert_array_equal(ours[0][:, None] & ours[1], expected)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (4, 20)])
+def test_each_pixel_is_the_middle_of_the_box_as_often(size: tuple[int, int]) -> None:
+    seeds = tf.stack([tf.zeros([500], tf.int64), tf.range(500, dtype=tf.int64)], axis=1)
+    own, share = tf.zeros([1, *size, 1]), tf.constant(0.75)  # the box has half of each side
+    drawn = tf.function(
+        lambda: tf.map_fn(
+            lambda seed: CUTMIX._mixed(own, own + 1.0, share, seed)[0], seeds, tf.float32
+        )
+    )
+
+    def covered(length: int) -> Array:
+        place = np.arange(length)
+        boxes = [(place >= c - length // 4) & (place < c + length // 4) for c in range(length)]
+        return np.mean(boxes, axis=0)
+
+    expected = np.outer(*map(covered, size))
+    np.testing.assert_allclose(drawn().numpy().mean(axis=(0, 1, 4)), expected, atol=0.08)
+
+
 @pytest.mark.parametrize("alpha", [0.001, 0.2, 1.0, 8.0])
 def test_shares_have_the_beta_distribution(alpha: float) -> None:
     seeds = tf.stack([tf.zeros([2000], tf.int64), tf.range(2000, dtype=tf.int64)], axis=1)

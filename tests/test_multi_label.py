@@ -217,6 +217,11 @@ def test_logits_and_probabilities_are_cut_where_they_are_even() -> None:
             for each in (metric, again):
                 each.update_state(given, outputs.astype(np.float32))
                 assert each.result().numpy() == pytest.approx(expected, rel=1e-6)
+    weights, same = rng.random(40), (logits > 0) == (labels > 0.5)
+    metric = LabelAccuracy(0.0)
+    metric.update_state(labels, logits.astype(np.float32), sample_weight=weights)
+    weighted = np.average(same.mean(axis=1), weights=weights)
+    assert metric.result().numpy() == pytest.approx(weighted, rel=1e-6)
     numbers = rng.integers(0, 3, 40)
     metric = LabelAccuracy(0.0)
     metric.update_state(numbers, logits.astype(np.float32))

@@ -91,6 +91,21 @@ def test_a_step_is_that_of_two_distillers() -> None:
         assert np.abs(together[place].get_weights()[0] - start).max() > 1e-3
 
 
+def test_a_step_without_lessons_is_that_of_keras() -> None:
+    """With what regularizes weights, and with statistics of the batch."""
+    inputs, labels, _ = examples(12)
+    settings: Any = {"regularizer": "l2", "normalized": True}
+    together = students(**settings)
+    distiller = mutual(together, (losses.SoftTargets(weight=0),), 1.0, run_eagerly=True)
+    distiller.train_on_batch(inputs, labels)
+    for ours, alone in zip(together, students(**settings), strict=True):
+        by_label = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        alone.compile(tf_keras.optimizers.SGD(0.05), by_label, run_eagerly=True)
+        alone.train_on_batch(inputs, labels)
+        for weight, expected in zip(ours.weights, alone.weights, strict=True):
+            np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow  # as of a Distiller, which test_guards.py tests
 def test_two_replicas_are_one(two_replicas: Any) -> None:
     inputs, labels, weights = examples(15)

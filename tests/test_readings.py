@@ -22,6 +22,7 @@ import tfdistill as td
 from tfdistill import losses
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.errors import ModelError, SettingError
+from tfdistill.losses.layers import LayerOutput
 from tfdistill.outputs import ModelView
 from tfdistill.pruning import Pruning, plan_pruning, wrap_for_pruning
 from tfdistill.quantization import Quantization, quantize
@@ -299,6 +300,13 @@ def test_auto_takes_the_last_layer_of_each_resolution(
     assert (named.weight, named.name) == (loss.weight, loss.name)
     listed = ", ".join(f"{one} - {other}" for one, other in pairs)
     assert f"{loss.name} teaches by layers matched by resolution: {listed}." in distiller.notes
+
+
+def test_auto_knows_the_last_layer_by_its_place() -> None:
+    sizes = {"wide": 4, "narrow": 2, "wide_again": 4}
+    layers = [LayerOutput(name, "ReLU", (size, size, 3)) for name, size in sizes.items()]
+    matched = losses.SimilarityPreserving("auto").matched(layers, layers)
+    assert matched.pairs == (("wide_again", "wide_again"),)
 
 
 def test_auto_of_sequences() -> None:

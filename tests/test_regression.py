@@ -16,10 +16,12 @@ import tfdistill as td
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.certificate import Certificate
 from tfdistill.cli import _print_json, _shares
+from tfdistill.comparison import Compared
 from tfdistill.data.summary import summarise
 from tfdistill.errors import DataError, ModelError, SettingError
 from tfdistill.evaluation import Evaluation, agreement
 from tfdistill.export import export_model
+from tfdistill.output_certificate import certified
 from tfdistill.page import render, snippet
 from tfdistill.regression import errors_of_numbers, explained, explained_of_each
 from tfdistill.report import OutputRow, Report, Row, read_report
@@ -176,6 +178,8 @@ def test_explained_in_closed_form() -> None:
     assert explained(outputs, targets) == pytest.approx(0.5)
     assert errors_of_numbers(outputs, targets) == pytest.approx((1 / 3, 10 / 3))
     assert explained_of_each(targets[::-1], targets)[0] == pytest.approx(-3.0)
+    run = Compared("numbers", 2, outputs, targets, outputs, targets, labels=None, kind="numbers")
+    assert certified(run, None, ()).agreement == pytest.approx(0.5)  # of the model's variance
     constant = np.full([3, 1], 7.0)
     assert explained_of_each(constant, constant) == (1.0,)
     assert explained_of_each(constant + 1, constant) == (0.0,)

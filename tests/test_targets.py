@@ -328,6 +328,13 @@ def test_all_logits_come_back(dtype: str, classes: int, case: str) -> None:
     assert expected.max() < (0.05 if case == "shifted" else 1e-4)
 
 
+def test_logits_below_the_range_of_float16_are_its_lowest() -> None:
+    logits = np.array([[0, -1e5], [1e6, 0]], np.float32)
+    found, divergence = _through_disk(Encoding(2, "float16"), logits)
+    np.testing.assert_array_equal(found.logits, [[0, -65504], [1e6, 1e6 - 65504]])
+    assert not divergence.any()
+
+
 @pytest.mark.parametrize("case", _LOGITS)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("top_k", [1, 3, 29])

@@ -20,7 +20,7 @@ from tfdistill import losses
 from tfdistill._keras import keras, tf, tf_keras
 from tfdistill.data.summary import summarise
 from tfdistill.errors import DataError, SettingError
-from tfdistill.labels import known_labels
+from tfdistill.labels import known_labels, weighted_by_labels
 from tfdistill.runs.fingerprint import fingerprint
 
 SPARSE, DENSE = "sparse_categorical_crossentropy", "categorical_crossentropy"
@@ -184,7 +184,7 @@ def test_whole_texts_without_labels() -> None:
         hidden = library.layers.Embedding(9, units, mask_zero=library is tf_keras)(numbers)
         return with_random_weights(library.Model(numbers, library.layers.Dense(4)(hidden)), seed)
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(2)
     numbers, labels = rng.integers(1, 9, [5, 6]), rng.integers(0, 4, [5, 6])
     numbers[1, 4:] = numbers[3, 2:] = 0
     known = np.array([True, True, False, True, False])
@@ -195,12 +195,31 @@ def test_whole_texts_without_labels() -> None:
     logs = distiller.evaluate(numbers, given, verbose=0, return_dict=True)
     predictions = student.predict(numbers, verbose=0)
     counted = (numbers > 0) & known[:, None]
-    assert logs["accuracy"] == pytest.approx(
-        (predictions.argmax(axis=-1) == labels)[counted].mean(), rel=1e-5
-    )
+    right = predictions.argmax(axis=-1) == labels
+    assert logs["accuracy"] == pytest.approx(right[counted].mean(), rel=1e-5)
+    assert right[counted].mean() != right[known].mean()  # with the padded steps
     cross_entropy = -np.take_along_axis(log_probabilities(predictions), labels[..., None], -1)
     each = (cross_entropy[..., 0] * counted).sum(axis=1) / np.maximum(1, counted.sum(axis=1))
     assert logs["label_loss"] == pytest.approx(each.sum() / 5, rel=1e-4)
+
+
+def test_a_row_is_unlabelled_where_all_of_it_is_the_mark() -> None:
+    for mark, labels, known in (
+        (0, [[0, 0, 0], [0, 1, 0], [1, 1, 1]], [False, True, True]),
+        (-1, [[-1, -1, -1], [-1, 0, 1], [0, 0, 1]], [False, True, True]),
+    ):
+        found = known_labels(tf.constant(labels), mark, (3,))
+        np.testing.assert_array_equal(found.known, known)
+        np.testing.assert_array_equal(found.values, np.array(labels) * np.array(known)[:, None])
+
+
+def test_alone_a_row_without_a_label_has_no_weight() -> None:
+    inputs, labels, weights = examples(6)
+    labels[::2] = -1
+    batches = tf.data.Dataset.from_tensor_slices((inputs, labels, weights)).batch(4)
+    weighed = weighted_by_labels(batches, unlabelled=-1, model=perceptron(tf_keras))
+    found = np.concatenate([weight for *_, weight in weighed])
+    np.testing.assert_array_equal(found, np.where(labels < 0, 0, weights))
 
 
 # --- refused ---
