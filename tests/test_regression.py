@@ -336,6 +336,7 @@ def test_a_finished_run_is_taken_as_it_is(one: Run) -> None:
         np.testing.assert_array_equal(artifact.predictions, before.predictions)
 
 
+@pytest.mark.slow  # a whole run
 def test_numbers_beside_classes(several: Run) -> None:
     said = {n: np.asarray(each) for n, each in several.result.student(several.images).items()}
     wanted = measures(several.images)
