@@ -33,6 +33,19 @@ def perceptron(
     return with_random_weights(library.Model(inputs, outputs, name=name), seed)
 
 
+def linear(library: Any, images: Array, targets: dict[str, Array]) -> Any:
+    """A model that is linear in the pixels, with the outputs nearest to the targets."""
+    layers = library.layers
+    image = layers.Input(images.shape[1:], name="image")
+    flat = layers.Flatten()(image)
+    outputs = {name: layers.Dense(each.shape[1])(flat) for name, each in targets.items()}
+    model = library.Model(image, outputs)
+    pixels = np.append(images.reshape(len(images), -1), np.ones([len(images), 1]), axis=1)
+    fitted = [np.linalg.lstsq(pixels, each, rcond=None)[0] for each in targets.values()]
+    model.set_weights([part for each in fitted for part in (each[:-1], each[-1])])
+    return model
+
+
 def with_random_weights(model: Any, seed: int) -> Any:
     rng = np.random.default_rng(seed)
     weights = [rng.normal(size=weight.shape) for weight in model.weights]

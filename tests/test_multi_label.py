@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from apps import said_by
 from formulas import binary_targets
-from networks import examples, logits_of, perceptron
+from networks import examples, linear, logits_of, perceptron
 from quick import only
 
 import tfdistill as td
@@ -60,16 +60,9 @@ def network(activation: str | None = None, *, units: int = 8, digit: bool = Fals
 def teacher(two_devices: None, digits: tuple[Array, Array]) -> Any:
     """Linear in the pixels, by least squares."""
     images, labels = (each[:1400] for each in digits)
-    layers = keras.layers
-    image = layers.Input([8, 8, 1], name="image")
-    flat = layers.Flatten()(image)
-    outputs = {"digit": layers.Dense(10)(flat), "traits": layers.Dense(3)(flat)}
-    model = keras.Model(image, outputs)
-    pixels = np.append(images.reshape(1400, -1), np.ones([1400, 1]), axis=1)
-    targets = {"digit": np.eye(10)[labels], "traits": traits(labels)}
-    weights = [np.linalg.lstsq(pixels, 8 * targets[n] - 4, rcond=None)[0] for n in outputs]
-    model.set_weights([part for each in weights for part in (each[:-1], each[-1])])
-    return model
+    return linear(
+        keras, images, {"digit": 8 * np.eye(10)[labels] - 4, "traits": 8 * traits(labels) - 4}
+    )
 
 
 class Run(NamedTuple):

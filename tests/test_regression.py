@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
-from networks import examples, logits_of, perceptron
+from networks import examples, linear, logits_of, perceptron
 
 import tfdistill as td
 from tfdistill._keras import keras, tf, tf_keras
@@ -75,16 +75,9 @@ def network(numbers: int = 3, *, digit: bool = False) -> Any:
 def teacher(two_devices: None, digits: tuple[Array, Array]) -> Any:
     """Linear in the pixels, by least squares."""
     images, labels = (each[TRAIN] for each in digits)
-    layers = keras.layers
-    image = layers.Input([8, 8, 1], name="image")
-    flat = layers.Flatten()(image)
-    outputs = {"digit": layers.Dense(10)(flat), "measures": layers.Dense(3)(flat)}
-    model = keras.Model(image, outputs)
-    pixels = np.append(images.reshape(1400, -1), np.ones([1400, 1]), axis=1)
-    targets = {"digit": 8 * np.eye(10)[labels] - 4, "measures": measures(images)}
-    weights = [np.linalg.lstsq(pixels, targets[n], rcond=None)[0] for n in outputs]
-    model.set_weights([part for each in weights for part in (each[:-1], each[-1])])
-    return model
+    return linear(
+        keras, images, {"digit": 8 * np.eye(10)[labels] - 4, "measures": measures(images)}
+    )
 
 
 def batches(data: Any) -> Any:
