@@ -261,3 +261,15 @@ def finite_differences(formula: Function, teacher: Array, student: Array) -> Arr
         down[index] -= step
         slope[index] = (formula(teacher, up) - formula(teacher, down)).sum() / (2 * step)
     return slope
+
+
+def r_squared(outputs: Array, targets: Array) -> Array:
+    """Of each number, by its definition."""
+    outputs, targets = np.asarray(outputs, np.float64), np.asarray(targets, np.float64)
+    left = ((targets - outputs) ** 2).sum(axis=0)
+    return 1 - left / ((targets - targets.mean(axis=0)) ** 2).sum(axis=0)
+
+
+def mean_absolute(outputs: Array, targets: Array) -> Array:
+    """Error of each number."""
+    return np.abs(np.asarray(outputs, np.float64) - np.asarray(targets, np.float64)).mean(axis=0)
