@@ -280,9 +280,20 @@ def _pooled(library: Any, times: int) -> Any:
 
 
 @each_library
-@pytest.mark.parametrize(("times", "size"), [(1, 8), (2, 32), (3, 32), (4, 64)])
+@pytest.mark.parametrize(("times", "size"), [(1, 8), (2, 32), (3, 32)])
 def test_probe_tries_open_sizes(library: Any, times: int, size: int) -> None:
     assert probe_inputs(_pooled(library, times)).shape == (4, size, size, 1)
+
+
+@each_library
+@pytest.mark.parametrize(("border", "size"), [(0, 8), (5, 32), (20, 64)])
+def test_probe_is_of_a_size_of_which_something_is_left(
+    library: Any, border: int, size: int
+) -> None:
+    inputs = library.layers.Input([None, None, 1])
+    inner = library.layers.Cropping2D(border)(inputs)
+    model = library.Model(inputs, library.layers.GlobalAveragePooling2D()(inner))
+    assert probe_inputs(model).shape == (4, size, size, 1)
 
 
 def test_probe_of_what_takes_no_common_size_is_refused() -> None:
