@@ -3,7 +3,7 @@
     python -m benchmarks.methods --data-dir DIR [--only NAME ...] [--seeds N]
 
 Fashion-MNIST, 10 000 test images. Teachers are trained first, on all 54 000 training images, and
-kept; students see 8192 of these, for 20 epochs each, with the same weights at the start,
+kept; students see 8192 of these, for 8 epochs each, with the same weights at the start,
 order of the examples, optimizer and learning rate in every method of a seed. Nothing is
 tuned for a method: weights and temperatures are the papers' or the defaults, the label loss has
 0.1 beside losses on outputs that stand in its place, as in `td.Distiller`, and 1 beside others.

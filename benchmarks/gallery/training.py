@@ -38,7 +38,7 @@ class Budget:
     """
 
     examples: int = 8192
-    epochs: int = 20
+    epochs: int = 8
     teacher_epochs: int = 5
     batch_size: int = 128
     learning_rate: float = 4e-3
