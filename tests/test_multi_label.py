@@ -446,7 +446,6 @@ def test_the_report_shows_labels(one: Run) -> None:
 
 
 @pytest.mark.slow  # a whole run
-@pytest.mark.slow
 def test_a_finished_run_is_taken_as_it_is(several: Run) -> None:
     again = several.again()
     assert again.report.rows == several.result.report.rows

@@ -67,6 +67,10 @@ class Door:
             )
         plans, matches = match_all(plans, model, self.teacher)
         self.plans = plans
+        self._kinds: dict[str, Kind] = {
+            name: kind_of(head.activation, head.classes, plans[name].losses)
+            for name, head in self.heads.items()
+        }
         self._check_numbers(asked.label_smoothing)
         marks = {name: plan.unlabelled for name, plan in plans.items()}
         unmarked = all(mark is None for mark in marks.values())
@@ -106,22 +110,16 @@ class Door:
     @property
     def classes(self) -> Any:
         """Number of classes, of labels or of numbers; of several outputs by name."""
-        kinds = by_name(self.kinds)
-        return one_or_all(
-            {
-                name: _units(head) if kind == "numbers" else max(2, _units(head))
-                for (name, head), kind in zip(self.heads.items(), kinds.values(), strict=True)
-            }
-        )
+        found = {
+            name: _units(head) if self._kinds[name] == "numbers" else max(2, _units(head))
+            for name, head in self.heads.items()
+        }
+        return one_or_all(found)
 
     @property
     def kinds(self) -> Any:
         """What the output answers; of several by name. For "labels" labels must be in rows."""
-        found = {
-            name: kind_of(head.activation, head.classes, self.plans[name].losses)
-            for name, head in self.heads.items()
-        }
-        return one_or_all(found)
+        return one_or_all(self._kinds)
 
     def check_losses_of(self, kinds: Mapping[str, Kind]) -> None:
         """Refuses losses that take an output for what it is not.
@@ -138,8 +136,7 @@ class Door:
 
     def _check_numbers(self, smoothing: float) -> None:
         """Refuses what makes no sense where all labels are numbers."""
-        kinds = by_name(self.kinds).values()
-        if smoothing and all(kind == "numbers" for kind in kinds):
+        if smoothing and all(kind == "numbers" for kind in self._kinds.values()):
             raise SettingError(
                 "`label_smoothing` must be 0 where labels are numbers.",
                 received=smoothing,
@@ -176,10 +173,10 @@ class Door:
     def accuracy(self, label_loss: Any) -> Any:
         """New metrics of what is right, or how wrong; of several outputs by name, as the losses."""
         metrics = {
-            name: metrics_of([_METRICS.get(kind, "accuracy")], head, self.plans[name].losses)
-            for (name, head), kind in zip(
-                self.heads.items(), by_name(self.kinds).values(), strict=True
+            name: metrics_of(
+                [_METRICS.get(self._kinds[name], "accuracy")], head, self.plans[name].losses
             )
+            for name, head in self.heads.items()
         }
         if len(metrics) == 1:
             return one_or_all(metrics)
